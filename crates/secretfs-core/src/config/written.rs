@@ -1,0 +1,80 @@
+//! The TOML as written, before anything is checked.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use toml::Spanned;
+use toml::de::{DeValue, ValueDeserializer};
+
+use super::{ConfigError, Source};
+
+/// Reads one table; an unknown key or a wrong type is an error with its place.
+pub(super) fn read<T: DeserializeOwned>(
+    source: &Source,
+    at: &str,
+    value: Spanned<DeValue<'_>>,
+) -> Result<T, ConfigError> {
+    let kept = value.clone();
+    T::deserialize(ValueDeserializer::from(value)).map_err(|error| {
+        let at = error.span().map_or_else(|| at.to_owned(), |span| key_at(at, &kept, &span));
+        ConfigError::from_toml(source, &at, &error)
+    })
+}
+
+/// The dotted key of what stands at `span`, somewhere in `value`, whose own key is `at`.
+fn key_at(at: &str, value: &Spanned<DeValue<'_>>, span: &Range<usize>) -> String {
+    let within = |outer: Range<usize>| outer.start <= span.start && span.end <= outer.end;
+    let DeValue::Table(table) = value.get_ref() else { return at.to_owned() };
+    match table.iter().find(|(_, inner)| within(inner.span())) {
+        Some((key, inner)) => key_at(&format!("{at}.{}", key.get_ref()), inner, span),
+        None => at.to_owned(),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", expecting = "a table")]
+pub(super) struct Aws {
+    pub(super) region: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", expecting = "a table")]
+pub(super) struct Volume {
+    pub(super) mount: Option<Spanned<String>>,
+    pub(super) lifecycle: Option<Spanned<String>>,
+    pub(super) backing: Option<Spanned<Backing>>,
+    pub(super) filesystem: Option<Spanned<Filesystem>>,
+    pub(super) key: Option<Spanned<Key>>,
+    #[serde(default)]
+    pub(super) consumers: Vec<Spanned<String>>,
+    pub(super) auto: Option<bool>,
+    pub(super) start_timeout: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", expecting = "a table")]
+pub(super) struct Backing {
+    pub(super) file: Option<Spanned<String>>,
+    pub(super) size: Option<Spanned<String>>,
+    pub(super) device: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", expecting = "a table")]
+pub(super) struct Filesystem {
+    #[serde(rename = "type")]
+    pub(super) kind: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", expecting = "a table")]
+pub(super) struct Key {
+    pub(super) source: Option<Spanned<String>>,
+    pub(super) bucket: Option<Spanned<String>>,
+    pub(super) object: Option<Spanned<String>>,
+    pub(super) kms_key: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) context: BTreeMap<String, Spanned<String>>,
+}

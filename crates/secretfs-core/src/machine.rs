@@ -1,0 +1,502 @@
+//! The life of one volume: events in, actions out. Nothing here waits or acts, and time comes with each event.
+
+mod decide;
+mod step;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+pub use self::decide::{Contents, Opening, decide_opening};
+pub use self::step::Step;
+use crate::cause::{Cause, Failure, Retry};
+use crate::chain::Link;
+use crate::config::{Filesystem, Lifecycle, Volume};
+use crate::key::{Kdf, KeyForm};
+use crate::retry::Schedule;
+
+/// How long an unmount that fails is tried again while stopping; well within `TimeoutStopSec=`.
+const UNMOUNT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How the daemon ends; the numbers are from sysexits(3) and stand in secretfsd(8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// The volume was stopped: 0.
+    Stopped,
+    /// A failure that may pass did not pass in time: 75, and systemd starts the daemon again.
+    Transient,
+    /// A failure that somebody has to see to: 77, and systemd leaves it at that.
+    Permanent,
+}
+
+impl Exit {
+    /// The exit status.
+    pub fn status(self) -> u8 {
+        match self {
+            Self::Stopped => 0,
+            Self::Transient => 75,
+            Self::Permanent => 77,
+        }
+    }
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The daemon has started.
+    Begin,
+    /// [`Step::Survey`] is done.
+    Surveyed {
+        /// What is mapped under the volume's name.
+        mapping: Link,
+        /// What is mounted on its mount point.
+        mount: Link,
+    },
+    /// [`Step::Attach`] is done: the backing device is there.
+    Attached {
+        /// What is on it.
+        contents: Contents,
+        /// Whether this boot has formatted it already.
+        formatted_this_boot: bool,
+    },
+    /// [`Step::FetchKey`] is done: the daemon holds the key.
+    KeyFetched {
+        /// What kind of key it is.
+        form: KeyForm,
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// [`Step::Inspect`] is done.
+    Inspected {
+        /// What is on the opened mapping.
+        contents: Contents,
+        /// Whether the header still carries the marker of an unfinished format.
+        unfinished: bool,
+    },
+    /// One of the steps without a result is done.
+    Done(Step),
+    /// A step failed.
+    Failed(Step, Failure),
+    /// A step was abandoned, as [`Action::Abandon`] asked.
+    Abandoned(Step),
+    /// The time of [`Action::WakeAt`] has come.
+    Woke,
+    /// The kernel's table of mounts changed.
+    MountsChanged,
+    /// systemd asks the daemon to end.
+    StopRequested,
+}
+
+/// What the daemon is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Run one step; its end comes back as an event. Never more than one at a time.
+    Run(Step),
+    /// Abandon the step that is running, if it can be; its end comes back as an event either way.
+    Abandon,
+    /// Zero the key.
+    DropKey,
+    /// Say this in `STATUS=`.
+    Status(String),
+    /// Send [`Event::Woke`] at this time of the machine's clock.
+    WakeAt(Duration),
+    /// Say `READY=1`.
+    Ready,
+    /// Say `STOPPING=1`.
+    Stopping,
+    /// Have systemd stop the volume's own unit, and so its consumers before it.
+    StopSelf,
+    /// Fail the jobs that wait for the volume's device.
+    FailWaiting,
+    /// Tell the journal.
+    Tell(Story),
+    /// End the process.
+    Exit(Exit),
+}
+
+/// A turn of events that the journal tells, each under a message id of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Story {
+    /// The volume is ready.
+    Ready {
+        /// Whether it was found running and taken over.
+        adopted: bool,
+    },
+    /// A step failed and will be tried again.
+    Waiting {
+        /// Which.
+        step: Step,
+        /// Why.
+        failure: Failure,
+        /// How often it failed so far.
+        attempt: u32,
+        /// How long until the next try.
+        wait: Duration,
+    },
+    /// A step failed for good.
+    Failed {
+        /// Which.
+        step: Step,
+        /// Why.
+        failure: Failure,
+    },
+    /// The backing device was formatted.
+    Formatted,
+    /// The mount went away, or is not the volume's any more.
+    Lost(Failure),
+    /// The volume is stopped: unmounted, closed, detached.
+    Stopped,
+}
+
+/// What the daemon is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Aim {
+    /// Bringing the volume up.
+    Start,
+    /// Waiting to try again.
+    Wait,
+    /// Keeping it up.
+    Hold,
+    /// Lost; waiting for systemd's stop.
+    Lost,
+    /// Taking it down, to end like this.
+    Stop(Exit),
+    /// Ended.
+    Over,
+}
+
+/// The state machine of one volume.
+#[derive(Debug)]
+pub struct Machine {
+    name: String,
+    lifecycle: Lifecycle,
+    filesystem: Filesystem,
+    start_timeout: Duration,
+    seed: u64,
+    schedule: Schedule,
+    aim: Aim,
+    running: Option<Step>,
+    opening: Opening,
+    /// What there is to take down again, as far as is known: better once too often than left behind.
+    attached: bool,
+    mapped: bool,
+    mounted: bool,
+    /// Whether the volume was found running.
+    adopted: bool,
+    /// Whether READY=1 was said.
+    ready: bool,
+    /// Whether the mounts changed since the last look at them began.
+    mounts_changed: bool,
+    /// Until when an unmount that fails is tried again.
+    unmount_until: Option<Duration>,
+}
+
+impl Machine {
+    /// A machine for `volume`; `seed` differs from host to host and spreads the retries.
+    pub fn new(volume: &Volume, seed: u64) -> Self {
+        Self {
+            name: volume.name.to_string(),
+            lifecycle: volume.lifecycle,
+            filesystem: volume.filesystem,
+            start_timeout: volume.start_timeout,
+            seed,
+            schedule: Schedule::new(seed, volume.start_timeout),
+            aim: Aim::Start,
+            running: None,
+            opening: Opening::Unlock,
+            attached: false,
+            mapped: false,
+            mounted: false,
+            adopted: false,
+            ready: false,
+            mounts_changed: false,
+            unmount_until: None,
+        }
+    }
+
+    /// Takes one event at `now`, a monotonic time since the daemon began, and says what to do.
+    pub fn on_event(&mut self, now: Duration, event: Event) -> Vec<Action> {
+        if self.aim == Aim::Over {
+            return Vec::new();
+        }
+        self.note_progress(&event);
+        match event {
+            Event::StopRequested => self.on_stop(),
+            Event::Woke => self.on_woke(),
+            Event::MountsChanged => {
+                self.mounts_changed = true;
+                self.look_again()
+            }
+            event => match self.aim.clone() {
+                Aim::Start => self.on_start_event(now, event),
+                Aim::Hold | Aim::Lost => self.on_hold_event(event),
+                Aim::Stop(exit) => self.on_stop_event(now, exit, event),
+                Aim::Wait | Aim::Over => Vec::new(),
+            },
+        }
+    }
+
+    /// Keeps book of what runs and of what there is to take down.
+    fn note_progress(&mut self, event: &Event) {
+        match event {
+            Event::Surveyed { mapping, mount } => {
+                self.mapped = *mapping == Link::Ours;
+                self.mounted = self.mapped && *mount == Link::Ours;
+                self.adopted = self.mounted;
+                self.attached |= self.mapped;
+            }
+            // A step that fails half-way may leave what it was to make.
+            Event::Attached { .. } | Event::Failed(Step::Attach, _) => self.attached = true,
+            Event::Done(Step::Unlock) | Event::Failed(Step::Unlock, _) => self.mapped = true,
+            Event::Done(Step::Mount) | Event::Failed(Step::Mount, _) | Event::Abandoned(Step::Mount) => {
+                self.mounted = true;
+            }
+            Event::Done(Step::Unmount) => self.mounted = false,
+            Event::Done(Step::Close) => self.mapped = false,
+            Event::Done(Step::Detach) => self.attached = false,
+            _ => {}
+        }
+        let ends = !matches!(event, Event::Begin | Event::Woke | Event::MountsChanged | Event::StopRequested);
+        if ends {
+            self.running = None;
+        }
+    }
+
+    fn run(&mut self, step: Step) -> Vec<Action> {
+        self.running = Some(step);
+        if step == Step::Verify {
+            self.mounts_changed = false;
+        }
+        vec![Action::Run(step)]
+    }
+
+    fn run_saying(&mut self, step: Step) -> Vec<Action> {
+        let mut actions = vec![Action::Status(step.status(self.adopted).to_owned())];
+        actions.extend(self.run(step));
+        actions
+    }
+
+    fn on_start_event(&mut self, now: Duration, event: Event) -> Vec<Action> {
+        match event {
+            Event::Begin => {
+                self.schedule = Schedule::new(self.seed, now + self.start_timeout);
+                self.run_saying(Step::Survey)
+            }
+            Event::Surveyed { mount: Link::Foreign(what), .. } => {
+                self.on_failure(now, Step::Survey, Failure::new(Cause::MountPointBusy, what))
+            }
+            Event::Surveyed { mapping: Link::Foreign(what), .. } => {
+                self.on_failure(now, Step::Survey, Failure::new(Cause::ChainBroken, what))
+            }
+            Event::Surveyed { mapping: Link::Ours, mount: Link::Ours } => self.run_saying(Step::Verify),
+            Event::Surveyed { mapping: Link::Ours, .. } => self.run_saying(Step::Inspect),
+            Event::Surveyed { .. } => self.run_saying(Step::Attach),
+            Event::Attached { contents, formatted_this_boot } => {
+                match decide_opening(self.lifecycle, &contents, formatted_this_boot) {
+                    Ok(opening) => {
+                        self.opening = opening;
+                        self.run_saying(Step::FetchKey)
+                    }
+                    Err(failure) => self.on_failure(now, Step::Attach, failure),
+                }
+            }
+            Event::KeyFetched { form, length } => match self.opening {
+                Opening::Format => self.run_saying(Step::Format(Kdf::for_key(form, length))),
+                Opening::Unlock => self.run_saying(Step::Unlock),
+            },
+            Event::Done(Step::Format(_)) => {
+                let mut actions = vec![Action::Tell(Story::Formatted)];
+                actions.extend(self.run_saying(Step::Unlock));
+                actions
+            }
+            Event::Done(Step::Unlock) => {
+                let mut actions = vec![Action::DropKey];
+                actions.extend(self.run_saying(Step::Inspect));
+                actions
+            }
+            // mkfs was interrupted, or finished and not noted: nobody has used it, and all of it is made anew.
+            Event::Inspected { unfinished: true, contents: Contents::Signature(_) } => self.run_saying(Step::Close),
+            Event::Done(Step::Close) => self.run_saying(Step::Survey),
+            Event::Inspected { unfinished: true, .. } => self.run_saying(Step::MakeFilesystem),
+            Event::Inspected { contents, .. } => match decide::check_filesystem(self.filesystem, &contents) {
+                Ok(()) => self.run_saying(Step::Mount),
+                Err(failure) => self.on_failure(now, Step::Inspect, failure),
+            },
+            Event::Done(Step::MakeFilesystem) => self.run_saying(Step::FinishFormat),
+            Event::Done(Step::FinishFormat) => self.run_saying(Step::Mount),
+            Event::Done(Step::Mount) => self.run_saying(Step::Verify),
+            Event::Done(Step::Verify) => self.hold(),
+            Event::Failed(step, failure) => self.on_failure(now, step, failure),
+            _ => Vec::new(),
+        }
+    }
+
+    fn hold(&mut self) -> Vec<Action> {
+        self.aim = Aim::Hold;
+        self.ready = true;
+        let how = if self.adopted { "Taken over and verified" } else { "Mounted and verified" };
+        let mut actions = vec![
+            Action::Status(format!("{how}; holding the volume")),
+            Action::Ready,
+            Action::Tell(Story::Ready { adopted: self.adopted }),
+        ];
+        actions.extend(self.look_again());
+        actions
+    }
+
+    /// Verifies a held volume again, if the mounts changed since the last look.
+    fn look_again(&mut self) -> Vec<Action> {
+        let due = self.aim == Aim::Hold && self.running.is_none() && self.mounts_changed;
+        if due { self.run(Step::Verify) } else { Vec::new() }
+    }
+
+    fn on_woke(&mut self) -> Vec<Action> {
+        match self.aim {
+            Aim::Wait => {
+                self.aim = Aim::Start;
+                self.run_saying(Step::Survey)
+            }
+            Aim::Stop(exit) if self.running.is_none() => self.take_down(exit),
+            _ => Vec::new(),
+        }
+    }
+
+    fn on_hold_event(&mut self, event: Event) -> Vec<Action> {
+        match event {
+            Event::Done(Step::Verify) => self.look_again(),
+            Event::Failed(Step::Verify, failure) if self.aim == Aim::Hold => {
+                if failure.cause.retry() == Retry::Transient {
+                    // Reading the chain failed, which says nothing of the chain; the next change looks again.
+                    return vec![Action::Status(format!("Mounted; the last check could not be made: {failure}"))];
+                }
+                self.aim = Aim::Lost;
+                let hint = failure.cause.row().hint;
+                vec![
+                    Action::Status(format!("{}; stopping its consumers. Hint: {hint}", capitalised(&failure))),
+                    Action::Tell(Story::Lost(failure)),
+                    Action::StopSelf,
+                ]
+            }
+            // systemd could not be asked; ending is what is left, and the consumers' BindsTo= sees to them.
+            Event::Failed(_, _) if self.aim == Aim::Lost => self.begin_stop(Exit::Permanent),
+            _ => Vec::new(),
+        }
+    }
+
+    /// A step of the start failed: wait and start over, or give up.
+    fn on_failure(&mut self, now: Duration, step: Step, failure: Failure) -> Vec<Action> {
+        let hint = failure.cause.row().hint;
+        let transient = failure.cause.retry() == Retry::Transient;
+        if transient && let Some(wait) = self.schedule.next(now) {
+            self.aim = Aim::Wait;
+            let attempt = self.schedule.attempt();
+            return vec![
+                Action::DropKey,
+                Action::Status(format!(
+                    "Waiting: {failure}; next try in {} s, giving up in {}. Hint: {hint}",
+                    wait.as_secs_f32().ceil(),
+                    minutes(self.schedule.deadline().saturating_sub(now)),
+                )),
+                Action::Tell(Story::Waiting { step, failure, attempt, wait }),
+                Action::WakeAt(now + wait),
+            ];
+        }
+        let exit = if transient { Exit::Transient } else { Exit::Permanent };
+        let mut actions = vec![
+            Action::DropKey,
+            Action::Status(format!("Failed: {failure}. Hint: {hint}")),
+            Action::Tell(Story::Failed { step, failure }),
+        ];
+        // What waits for the device fails now, instead of at its own time-out.
+        if exit == Exit::Permanent {
+            actions.push(Action::FailWaiting);
+        }
+        // What was found running and could not be verified is somebody else's, or evidence; it stays as it is.
+        if self.adopted {
+            self.aim = Aim::Over;
+            actions.push(Action::Exit(exit));
+        } else {
+            self.aim = Aim::Stop(exit);
+            actions.extend(self.take_down(exit));
+        }
+        actions
+    }
+
+    fn on_stop(&mut self) -> Vec<Action> {
+        match self.aim {
+            Aim::Stop(_) => Vec::new(),
+            Aim::Lost => self.begin_stop(Exit::Permanent),
+            _ => self.begin_stop(Exit::Stopped),
+        }
+    }
+
+    fn begin_stop(&mut self, exit: Exit) -> Vec<Action> {
+        self.aim = Aim::Stop(exit);
+        let mut actions = vec![Action::Stopping, Action::DropKey];
+        if self.running.is_some() {
+            actions.push(Action::Abandon);
+        } else {
+            actions.extend(self.take_down(exit));
+        }
+        actions
+    }
+
+    /// The next step down: unmount, close, detach, end.
+    fn take_down(&mut self, exit: Exit) -> Vec<Action> {
+        let failed = exit != Exit::Stopped && !self.ready;
+        let quietly = |machine: &mut Self, step| if failed { machine.run(step) } else { machine.run_saying(step) };
+        if self.mounted {
+            quietly(self, Step::Unmount)
+        } else if self.mapped {
+            quietly(self, Step::Close)
+        } else if self.attached {
+            quietly(self, Step::Detach)
+        } else {
+            self.aim = Aim::Over;
+            let mut actions = Vec::new();
+            if !failed {
+                actions.push(Action::Tell(Story::Stopped));
+            }
+            actions.push(Action::Exit(exit));
+            actions
+        }
+    }
+
+    fn on_stop_event(&mut self, now: Duration, exit: Exit, event: Event) -> Vec<Action> {
+        match event {
+            Event::Failed(step @ (Step::Unmount | Step::Close | Step::Detach), failure) => {
+                let until = *self.unmount_until.get_or_insert(now + UNMOUNT_PATIENCE);
+                if step == Step::Unmount && now < until {
+                    return vec![
+                        Action::Status(format!("Cannot unmount yet: {failure}; trying again")),
+                        Action::WakeAt(now + Duration::from_secs(1)),
+                    ];
+                }
+                self.aim = Aim::Over;
+                vec![
+                    Action::Status(format!("Failed: {failure}. Hint: {}", failure.cause.row().hint)),
+                    Action::Tell(Story::Failed { step, failure }),
+                    Action::Exit(Exit::Permanent),
+                ]
+            }
+            // Whatever was under way when the stop came has ended, one way or the other.
+            _ => self.take_down(exit),
+        }
+    }
+
+    /// The volume's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+fn capitalised(failure: &Failure) -> String {
+    let text = failure.to_string();
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+}
+
+fn minutes(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    if seconds < 120 { format!("{seconds} s") } else { format!("{} min", seconds / 60) }
+}

@@ -1,0 +1,68 @@
+//! What to do with a device, from what is on it. In doubt: nothing.
+
+use crate::cause::{Cause, Failure};
+use crate::config::{Filesystem, Lifecycle};
+
+/// What is on a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Contents {
+    /// No signature, and nothing but zeros wherever it was read.
+    Blank,
+    /// A LUKS header.
+    Luks {
+        /// Whether secretfs made it, by its subsystem label.
+        ours: bool,
+        /// Whether it carries the marker of a format that was not finished.
+        unfinished: bool,
+    },
+    /// Another signature, by the name libblkid gives it.
+    Signature(String),
+    /// No signature, but not blank either.
+    Unknown,
+}
+
+/// How a volume is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opening {
+    /// With a new header.
+    Format,
+    /// With the header that is there.
+    Unlock,
+}
+
+/// Decides whether a backing device is formatted, unlocked or refused.
+///
+/// A device is formatted only when it is blank, when an earlier format of ours was not finished (no file system of it
+/// was ever mounted), or when it carries an ephemeral volume of ours from an earlier boot.
+pub fn decide_opening(
+    lifecycle: Lifecycle,
+    contents: &Contents,
+    formatted_this_boot: bool,
+) -> Result<Opening, Failure> {
+    match (lifecycle, contents) {
+        (_, Contents::Blank | Contents::Luks { ours: true, unfinished: true }) => Ok(Opening::Format),
+        (Lifecycle::Persistent, Contents::Luks { .. }) => Ok(Opening::Unlock),
+        (Lifecycle::Ephemeral, Contents::Luks { ours: true, .. }) if formatted_this_boot => Ok(Opening::Unlock),
+        (Lifecycle::Ephemeral, Contents::Luks { ours: true, .. }) => Ok(Opening::Format),
+        (Lifecycle::Ephemeral, Contents::Luks { ours: false, .. }) => Err(Failure::new(
+            Cause::ForeignSignature,
+            "it has a LUKS header that secretfs did not make, and an ephemeral volume would overwrite it",
+        )),
+        (_, Contents::Signature(kind)) => Err(Failure::new(Cause::ForeignSignature, format!("found {kind}"))),
+        (_, Contents::Unknown) => Err(Failure::new(Cause::NotBlank, "no signature is known, but it is not all zeros")),
+    }
+}
+
+/// Checks that an opened volume holds the file system it is configured with.
+pub(super) fn check_filesystem(filesystem: Filesystem, contents: &Contents) -> Result<(), Failure> {
+    let found = match contents {
+        Contents::Signature(kind) if kind == filesystem.as_str() => return Ok(()),
+        // ext3 is what the shell recipe's `mke2fs -j` made; the kernel's ext4 mounts it as it is.
+        Contents::Signature(kind) if kind == "ext3" && filesystem == Filesystem::Ext4 => return Ok(()),
+        Contents::Signature(kind) => kind.as_str(),
+        Contents::Blank => "nothing",
+        Contents::Luks { .. } => "another LUKS header",
+        Contents::Unknown => "data without a signature",
+    };
+    Err(Failure::new(Cause::FilesystemMissing, format!("{} was expected and {found} was found", filesystem.as_str())))
+}

@@ -1,0 +1,103 @@
+//! The steps of a volume's life, each one call of the daemon's.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::key::Kdf;
+
+/// One step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Look at what is mapped and mounted under the volume's names.
+    Survey,
+    /// Have the backing device there, and look at what is on it.
+    Attach,
+    /// Have the key fetched.
+    FetchKey,
+    /// Make a LUKS header, marked as unfinished.
+    Format(Kdf),
+    /// Open the mapping.
+    Unlock,
+    /// Look at what is on the mapping.
+    Inspect,
+    /// Make the file system.
+    MakeFilesystem,
+    /// Take the mark of an unfinished format away.
+    FinishFormat,
+    /// Have systemd mount it.
+    Mount,
+    /// Read the chain back.
+    Verify,
+    /// Have systemd unmount it.
+    Unmount,
+    /// Close the mapping.
+    Close,
+    /// Detach the loop device.
+    Detach,
+}
+
+impl Step {
+    /// The word for it, in the journal's `STEP=`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Survey => "survey",
+            Self::Attach => "attach",
+            Self::FetchKey => "fetch-key",
+            Self::Format(_) => "format",
+            Self::Unlock => "unlock",
+            Self::Inspect => "inspect",
+            Self::MakeFilesystem => "make-filesystem",
+            Self::FinishFormat => "finish-format",
+            Self::Mount => "mount",
+            Self::Verify => "verify",
+            Self::Unmount => "unmount",
+            Self::Close => "close",
+            Self::Detach => "detach",
+        }
+    }
+
+    /// What `STATUS=` says while it runs.
+    pub(super) fn status(self, adopting: bool) -> &'static str {
+        match self {
+            Self::Survey => "Looking for a volume that is already there",
+            Self::Attach => "Preparing the backing device",
+            Self::FetchKey => "Fetching the key",
+            Self::Format(Kdf::Pbkdf2Minimal) => "Formatting the backing device with LUKS2",
+            Self::Format(Kdf::Argon2id) => "Formatting the backing device with LUKS2 (Argon2id takes seconds)",
+            Self::Unlock => "Unlocking",
+            Self::Inspect => "Looking at what the volume holds",
+            Self::MakeFilesystem => "Making the file system",
+            Self::FinishFormat => "Finishing the format",
+            Self::Mount => "Mounting",
+            Self::Verify if adopting => "Verifying a volume that was already mounted",
+            Self::Verify => "Verifying the mount, the mapping and the backing device",
+            Self::Unmount => "Unmounting",
+            Self::Close => "Closing the mapping",
+            Self::Detach => "Detaching the backing device",
+        }
+    }
+
+    /// How long it may legitimately take; what `EXTEND_TIMEOUT_USEC=` is told before it runs.
+    pub fn limit(self) -> Duration {
+        let seconds = match self {
+            Self::Survey | Self::Verify | Self::FinishFormat | Self::Detach => 30,
+            // Inspection reads samples of the device, twice; a cold network disk takes milliseconds for each.
+            Self::Attach | Self::Inspect | Self::Close => 120,
+            // S3, KMS and the metadata service, with the SDK's own retries.
+            Self::FetchKey => 60,
+            // Argon2id first measures the machine, then uses up to a gigabyte of memory.
+            Self::Format(_) | Self::Unlock => 180,
+            // mkfs discards the whole device where it can.
+            Self::MakeFilesystem => 900,
+            // A journal may have to be replayed, or the rest of the page cache written.
+            Self::Mount | Self::Unmount => 300,
+        };
+        Duration::from_secs(seconds)
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

@@ -1,0 +1,405 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::config::{Config, Source};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn volume(lifecycle: &str) -> Volume {
+    let text = format!(
+        "[volume.scratch]\nmount = \"/mnt/secretfs\"\nlifecycle = \"{lifecycle}\"\nstart-timeout = \"60s\"\n\
+         backing = {{ file = \"/srv/scratch.img\", size = \"64MiB\" }}\n\
+         key = {{ source = \"s3+kms\", bucket = \"b\", object = \"o\", kms-key = \"k\" }}\n"
+    );
+    let config = Config::parse(&[Source { path: "test.toml".to_owned(), text }]);
+    config.volumes.into_values().next().expect("the text above is a volume")
+}
+
+fn persistent() -> Machine {
+    Machine::new(&volume("persistent"), 1)
+}
+
+/// Feeds events one second apart; gives the actions without the status texts.
+fn drive(machine: &mut Machine, events: impl IntoIterator<Item = Event>) -> Vec<Action> {
+    let mut actions = Vec::new();
+    for (now, event) in (0..).zip(events) {
+        actions.extend(machine.on_event(SECOND * now, event));
+    }
+    actions.retain(|action| !matches!(action, Action::Status(_)));
+    actions
+}
+
+fn nothing_there() -> Event {
+    Event::Surveyed { mapping: Link::Absent, mount: Link::Absent }
+}
+
+fn attached(contents: Contents) -> Event {
+    Event::Attached { contents, formatted_this_boot: false }
+}
+
+fn ours() -> Contents {
+    Contents::Luks { ours: true, unfinished: false }
+}
+
+fn key() -> Event {
+    Event::KeyFetched { form: KeyForm::Binary, length: 64 }
+}
+
+fn ext4(unfinished: bool) -> Event {
+    Event::Inspected { contents: Contents::Signature("ext4".to_owned()), unfinished }
+}
+
+fn failed(step: Step, cause: Cause) -> Event {
+    Event::Failed(step, Failure::new(cause, "test"))
+}
+
+/// The events that bring a formatted volume up.
+fn up() -> Vec<Event> {
+    vec![
+        Event::Begin,
+        nothing_there(),
+        attached(ours()),
+        key(),
+        Event::Done(Step::Unlock),
+        ext4(false),
+        Event::Done(Step::Mount),
+        Event::Done(Step::Verify),
+    ]
+}
+
+#[test]
+fn a_formatted_volume_comes_up() {
+    let wanted = vec![
+        Action::Run(Step::Survey),
+        Action::Run(Step::Attach),
+        Action::Run(Step::FetchKey),
+        Action::Run(Step::Unlock),
+        Action::DropKey,
+        Action::Run(Step::Inspect),
+        Action::Run(Step::Mount),
+        Action::Run(Step::Verify),
+        Action::Ready,
+        Action::Tell(Story::Ready { adopted: false }),
+    ];
+    assert_eq!(drive(&mut persistent(), up()), wanted);
+}
+
+#[test]
+fn a_blank_device_is_formatted_first() {
+    let events = [
+        Event::Begin,
+        nothing_there(),
+        attached(Contents::Blank),
+        key(),
+        Event::Done(Step::Format(Kdf::Pbkdf2Minimal)),
+        Event::Done(Step::Unlock),
+        Event::Inspected { contents: Contents::Blank, unfinished: true },
+        Event::Done(Step::MakeFilesystem),
+        Event::Done(Step::FinishFormat),
+    ];
+    let wanted = vec![
+        Action::Run(Step::Survey),
+        Action::Run(Step::Attach),
+        Action::Run(Step::FetchKey),
+        Action::Run(Step::Format(Kdf::Pbkdf2Minimal)),
+        Action::Tell(Story::Formatted),
+        Action::Run(Step::Unlock),
+        Action::DropKey,
+        Action::Run(Step::Inspect),
+        Action::Run(Step::MakeFilesystem),
+        Action::Run(Step::FinishFormat),
+        Action::Run(Step::Mount),
+    ];
+    assert_eq!(drive(&mut persistent(), events), wanted);
+}
+
+#[test]
+fn a_running_volume_is_taken_over_without_a_key() {
+    let events = [Event::Begin, Event::Surveyed { mapping: Link::Ours, mount: Link::Ours }, Event::Done(Step::Verify)];
+    let wanted = vec![
+        Action::Run(Step::Survey),
+        Action::Run(Step::Verify),
+        Action::Ready,
+        Action::Tell(Story::Ready { adopted: true }),
+    ];
+    assert_eq!(drive(&mut persistent(), events), wanted);
+}
+
+#[test]
+fn an_open_mapping_is_mounted_without_a_key() {
+    let events = [Event::Begin, Event::Surveyed { mapping: Link::Ours, mount: Link::Absent }, ext4(false)];
+    let wanted = vec![Action::Run(Step::Survey), Action::Run(Step::Inspect), Action::Run(Step::Mount)];
+    assert_eq!(drive(&mut persistent(), events), wanted);
+}
+
+#[test]
+fn an_interrupted_mkfs_is_started_over() {
+    let events = [
+        Event::Begin,
+        Event::Surveyed { mapping: Link::Ours, mount: Link::Absent },
+        ext4(true),
+        Event::Done(Step::Close),
+        nothing_there(),
+        attached(Contents::Luks { ours: true, unfinished: true }),
+        key(),
+    ];
+    let wanted = vec![
+        Action::Run(Step::Survey),
+        Action::Run(Step::Inspect),
+        Action::Run(Step::Close),
+        Action::Run(Step::Survey),
+        Action::Run(Step::Attach),
+        Action::Run(Step::FetchKey),
+        Action::Run(Step::Format(Kdf::Pbkdf2Minimal)),
+    ];
+    assert_eq!(drive(&mut persistent(), events), wanted);
+}
+
+#[test]
+fn a_denial_takes_everything_down_and_fails_for_good() {
+    let events = [
+        Event::Begin,
+        nothing_there(),
+        attached(ours()),
+        failed(Step::FetchKey, Cause::KmsAccessDenied),
+        Event::Done(Step::Detach),
+    ];
+    let failure = Failure::new(Cause::KmsAccessDenied, "test");
+    let wanted = vec![
+        Action::Run(Step::Survey),
+        Action::Run(Step::Attach),
+        Action::Run(Step::FetchKey),
+        Action::DropKey,
+        Action::Tell(Story::Failed { step: Step::FetchKey, failure }),
+        Action::FailWaiting,
+        Action::Run(Step::Detach),
+        Action::Exit(Exit::Permanent),
+    ];
+    assert_eq!(drive(&mut persistent(), events), wanted);
+}
+
+#[test]
+fn an_outage_is_waited_out_and_then_given_up() {
+    let mut machine = persistent();
+    let mut now = Duration::ZERO;
+    machine.on_event(now, Event::Begin);
+    let mut tries = 0;
+    let last = loop {
+        tries += 1;
+        machine.on_event(now, nothing_there());
+        machine.on_event(now, attached(ours()));
+        let actions = machine.on_event(now, failed(Step::FetchKey, Cause::AwsUnreachable));
+        let Some(Action::WakeAt(at)) = actions.last().cloned() else { break actions };
+        assert!(at > now, "a wait that does not wait");
+        now = at;
+        assert_eq!(machine.on_event(now, Event::Woke).last(), Some(&Action::Run(Step::Survey)));
+    };
+    assert!((4..=9).contains(&tries), "{tries} tries in 60 s");
+    assert_eq!(last.last(), Some(&Action::Run(Step::Detach)));
+    assert!(!last.contains(&Action::FailWaiting), "what waits for the device goes on waiting for the restart");
+    assert_eq!(machine.on_event(now, Event::Done(Step::Detach)), vec![Action::Exit(Exit::Transient)]);
+}
+
+#[test]
+fn foreign_links_are_left_alone() {
+    for (mapping, mount) in [
+        (Link::Foreign("x".to_owned()), Link::Absent),
+        (Link::Absent, Link::Foreign("x".to_owned())),
+        (Link::Foreign("x".to_owned()), Link::Foreign("x".to_owned())),
+    ] {
+        let actions = drive(&mut persistent(), [Event::Begin, Event::Surveyed { mapping, mount }]);
+        let runs = actions.iter().filter(|action| matches!(action, Action::Run(_))).count();
+        assert_eq!((runs, actions.last()), (1, Some(&Action::Exit(Exit::Permanent))), "{actions:?}");
+    }
+}
+
+#[test]
+fn a_volume_that_fails_its_takeover_is_left_alone() {
+    let events = [
+        Event::Begin,
+        Event::Surveyed { mapping: Link::Ours, mount: Link::Ours },
+        failed(Step::Verify, Cause::ChainBroken),
+    ];
+    let actions = drive(&mut persistent(), events);
+    assert_eq!(actions.last(), Some(&Action::Exit(Exit::Permanent)));
+    assert!(!actions.contains(&Action::Run(Step::Unmount)), "{actions:?}");
+}
+
+#[test]
+fn a_stop_unmounts_closes_and_detaches() {
+    let mut machine = persistent();
+    drive(&mut machine, up());
+    let events = [
+        Event::StopRequested,
+        Event::MountsChanged,
+        Event::Done(Step::Unmount),
+        Event::Done(Step::Close),
+        Event::Done(Step::Detach),
+    ];
+    let wanted = vec![
+        Action::Stopping,
+        Action::DropKey,
+        Action::Run(Step::Unmount),
+        Action::Run(Step::Close),
+        Action::Run(Step::Detach),
+        Action::Tell(Story::Stopped),
+        Action::Exit(Exit::Stopped),
+    ];
+    assert_eq!(drive(&mut machine, events), wanted);
+}
+
+#[test]
+fn a_stop_abandons_the_fetch() {
+    let mut machine = persistent();
+    drive(&mut machine, [Event::Begin, nothing_there(), attached(ours())]);
+    let wanted = vec![Action::Stopping, Action::DropKey, Action::Abandon, Action::Run(Step::Detach)];
+    assert_eq!(drive(&mut machine, [Event::StopRequested, Event::Abandoned(Step::FetchKey)]), wanted);
+}
+
+#[test]
+fn a_busy_unmount_is_tried_again_and_then_said() {
+    let mut machine = persistent();
+    drive(&mut machine, up());
+    machine.on_event(SECOND, Event::StopRequested);
+    let busy = || failed(Step::Unmount, Cause::UnmountFailed);
+    let actions = machine.on_event(SECOND * 2, busy());
+    assert_eq!(actions.last(), Some(&Action::WakeAt(SECOND * 3)));
+    assert_eq!(machine.on_event(SECOND * 3, Event::Woke).last(), Some(&Action::Run(Step::Unmount)));
+    let actions = machine.on_event(SECOND * 40, busy());
+    assert_eq!(actions.last(), Some(&Action::Exit(Exit::Permanent)));
+}
+
+#[test]
+fn a_lost_mount_stops_the_unit_and_fails_it() {
+    let mut machine = persistent();
+    drive(&mut machine, up());
+    let actions = drive(&mut machine, [Event::MountsChanged, failed(Step::Verify, Cause::MountLost)]);
+    let failure = Failure::new(Cause::MountLost, "test");
+    assert_eq!(actions, vec![Action::Run(Step::Verify), Action::Tell(Story::Lost(failure)), Action::StopSelf]);
+    let stop = [Event::StopRequested, Event::Done(Step::Unmount), Event::Done(Step::Close), Event::Done(Step::Detach)];
+    assert_eq!(drive(&mut machine, stop).last(), Some(&Action::Exit(Exit::Permanent)));
+}
+
+#[test]
+fn a_change_during_a_look_is_looked_at() {
+    let mut machine = persistent();
+    drive(&mut machine, up());
+    let events = [Event::MountsChanged, Event::MountsChanged, Event::Done(Step::Verify), Event::Done(Step::Verify)];
+    assert_eq!(drive(&mut machine, events), vec![Action::Run(Step::Verify), Action::Run(Step::Verify)]);
+}
+
+#[test]
+fn openings() {
+    use Lifecycle::{Ephemeral, Persistent};
+    let luks = |ours, unfinished| Contents::Luks { ours, unfinished };
+    let opened = |lifecycle, contents, this_boot| decide_opening(lifecycle, &contents, this_boot).map_err(|f| f.cause);
+    for lifecycle in [Ephemeral, Persistent] {
+        assert_eq!(opened(lifecycle, Contents::Blank, false), Ok(Opening::Format));
+        assert_eq!(opened(lifecycle, luks(true, true), true), Ok(Opening::Format));
+        let foreign = Contents::Signature("xfs".to_owned());
+        assert_eq!(opened(lifecycle, foreign, false), Err(Cause::ForeignSignature));
+        assert_eq!(opened(lifecycle, Contents::Unknown, false), Err(Cause::NotBlank));
+    }
+    assert_eq!(opened(Persistent, luks(true, false), false), Ok(Opening::Unlock));
+    assert_eq!(opened(Persistent, luks(false, false), false), Ok(Opening::Unlock));
+    assert_eq!(opened(Ephemeral, luks(true, false), true), Ok(Opening::Unlock));
+    assert_eq!(opened(Ephemeral, luks(true, false), false), Ok(Opening::Format));
+    assert_eq!(opened(Ephemeral, luks(false, false), false), Err(Cause::ForeignSignature));
+}
+
+#[test]
+fn only_the_configured_file_system_will_do() {
+    let signature = |kind: &str| Contents::Signature(kind.to_owned());
+    assert_eq!(decide::check_filesystem(Filesystem::Ext4, &signature("ext4")), Ok(()));
+    assert_eq!(decide::check_filesystem(Filesystem::Ext4, &signature("ext3")), Ok(()));
+    for contents in [signature("xfs"), Contents::Blank, Contents::Unknown, ours()] {
+        let failure = decide::check_filesystem(Filesystem::Ext4, &contents).unwrap_err();
+        assert_eq!(failure.cause, Cause::FilesystemMissing);
+    }
+}
+
+/// What may come of a step, chosen by `pick`.
+fn outcome(step: Step, pick: u8) -> Event {
+    let causes = [Cause::KmsAccessDenied, Cause::AwsUnreachable, Cause::MountLost, Cause::System];
+    if pick % 4 == 0 {
+        return failed(step, causes[usize::from(pick / 4) % causes.len()]);
+    }
+    let link = |bits: u8| match bits % 4 {
+        0 => Link::Ours,
+        1 => Link::Foreign("x".to_owned()),
+        _ => Link::Absent,
+    };
+    match step {
+        Step::Survey => Event::Surveyed { mapping: link(pick / 4), mount: link(pick / 16) },
+        Step::Attach => attached(if pick % 2 == 0 { Contents::Blank } else { ours() }),
+        Step::FetchKey => key(),
+        Step::Inspect => ext4(pick % 2 == 0),
+        other => Event::Done(other),
+    }
+}
+
+proptest! {
+    /// Any story: what steps give, when the mounts change and when systemd says stop are chosen at random.
+    #[test]
+    fn every_story_keeps_the_rules(picks in proptest::collection::vec(any::<(u8, u8)>(), 1..200), ephemeral: bool) {
+        let mut machine = Machine::new(&volume(if ephemeral { "ephemeral" } else { "persistent" }), 3);
+        let mut now = Duration::ZERO;
+        let mut running = None;
+        let mut key_held = false;
+        let mut readies = 0;
+        let mut ended = false;
+        let mut wake = None;
+        let mut verified = false;
+        let mut next = Some(Event::Begin);
+        for (pick, chance) in picks {
+            let event = match next.take() {
+                Some(event) => event,
+                None if chance < 8 => Event::StopRequested,
+                None if chance < 40 => Event::MountsChanged,
+                None => match (running.take(), wake.take()) {
+                    (Some(step), _) => outcome(step, pick),
+                    (None, Some(at)) => { now = at; Event::Woke }
+                    (None, None) => Event::MountsChanged,
+                },
+            };
+            match &event {
+                Event::KeyFetched { .. } => key_held = true,
+                Event::Done(Step::Verify) => verified = true,
+                Event::Surveyed { .. } | Event::Failed(..) => verified = false,
+                _ => {}
+            }
+            let was_failure = matches!(event, Event::Failed(..));
+            let actions = machine.on_event(now, event);
+            prop_assert!(!ended || actions.is_empty(), "an action after the end: {actions:?}");
+            if was_failure && running.is_none() && !ended {
+                let goes_on = actions.iter().any(|action| matches!(
+                    action,
+                    Action::WakeAt(_) | Action::Run(_) | Action::Exit(_) | Action::StopSelf | Action::Status(_)
+                ));
+                prop_assert!(goes_on, "a failure that leads nowhere");
+            }
+            for action in actions {
+                match action {
+                    Action::Run(step) => {
+                        prop_assert_eq!(running.replace(step), None, "two steps at once");
+                        if matches!(step, Step::Unlock | Step::Format(_)) {
+                            prop_assert!(key_held, "{step} without a key");
+                        }
+                    }
+                    Action::DropKey => key_held = false,
+                    Action::Ready => {
+                        readies += 1;
+                        prop_assert!(verified, "ready before the chain was verified");
+                    }
+                    Action::WakeAt(at) => wake = Some(at),
+                    Action::Abandon => next = running.take().map(Event::Abandoned),
+                    Action::Exit(_) => ended = true,
+                    _ => {}
+                }
+            }
+            now += Duration::from_millis(10);
+        }
+        prop_assert!(readies <= 1, "READY=1 was said {readies} times");
+        prop_assert!(!(ended && key_held), "the key outlived the volume's daemon");
+    }
+}

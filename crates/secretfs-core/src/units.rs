@@ -1,0 +1,215 @@
+//! The unit plan: which unit files, drop-ins and links systemd shall see, as values.
+
+mod render;
+
+use std::time::Duration;
+
+pub use self::render::{Entry, Section, UnitFile, Value};
+use crate::config::{Backing, Config, Refused, Volume};
+use crate::name::{MountPoint, UnitName, VolumeName, escape_path};
+
+/// The template that ships with the package; boot links point at it.
+const TEMPLATE: &str = "/usr/lib/systemd/system/secretfs@.service";
+
+/// What starts a volume at boot.
+const BOOT_TARGET: &str = "multi-user.target";
+
+/// How much longer than the volume's own start the device job may run: the daemon gives up first and says why.
+const DEVICE_JOB_MARGIN: Duration = Duration::from_secs(60);
+
+/// How long a refused volume's device may be waited for: its service fails at once.
+const REFUSED_DEVICE_JOB: Duration = Duration::from_secs(30);
+
+/// Unit files and links, with paths relative to the generator's output directory.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UnitPlan {
+    /// The unit files and drop-ins.
+    pub files: Vec<UnitFile>,
+    /// The links.
+    pub links: Vec<Link>,
+}
+
+/// A symbolic link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Where it stands, relative to the output directory.
+    pub path: String,
+    /// What it points at.
+    pub target: String,
+}
+
+/// Plans the units of every volume.
+///
+/// A refused volume gets the same units as far as it could be read. Its service then fails and says why, and whatever
+/// depends on its mount point fails with it instead of writing to the directory below.
+pub fn plan(config: &Config) -> UnitPlan {
+    let mut plan = UnitPlan::default();
+    for volume in config.volumes.values() {
+        plan.files.push(mount_unit(&volume.name, &volume.mount, &volume.source_path, Some(volume)));
+        plan.files.push(device_drop_in(&volume.name, &volume.source_path, volume.start_timeout + DEVICE_JOB_MARGIN));
+        plan.files.push(service_drop_in(volume));
+        plan_dependents(&mut plan, &volume.name, Some(&volume.mount), &volume.consumers);
+        plan_boot(&mut plan, &volume.name, volume.auto);
+    }
+    for (name, refused) in &config.refused {
+        if let Some(mount) = &refused.mount {
+            let file = mount_unit(name, mount, &refused.source_path, None);
+            // Of two volumes on one mount point the first keeps the mount unit; the services of both fail.
+            if !plan.files.iter().any(|other| other.path == file.path) {
+                plan.files.push(file);
+            }
+            plan.files.push(device_drop_in(name, &refused.source_path, REFUSED_DEVICE_JOB));
+        }
+        plan.files.push(refused_drop_in(name, refused));
+        plan_dependents(&mut plan, name, refused.mount.as_ref(), &refused.consumers);
+        plan_boot(&mut plan, name, refused.auto);
+    }
+    plan
+}
+
+fn mount_unit(name: &VolumeName, mount: &MountPoint, source_path: &str, volume: Option<&Volume>) -> UnitFile {
+    let mapper = name.mapper();
+    let mut mount_entries =
+        vec![Entry::new("What", Value::Text(mapper.device())), Entry::new("Where", Value::Text(mount.to_string()))];
+    if let Some(volume) = volume {
+        mount_entries.push(Entry::new("Type", Value::Text(volume.filesystem.as_str().to_owned())));
+        if volume.key.needs_network() {
+            mount_entries.push(
+                Entry::new("Options", Value::Text("_netdev".to_owned()))
+                    .because("The key comes over the network, so this is none of the local file systems."),
+            );
+        }
+    }
+    UnitFile {
+        path: mount.unit().to_string(),
+        sections: vec![
+            Section {
+                name: "Unit",
+                entries: vec![
+                    Entry::new("Description", Value::Text(format!("File system of the encrypted volume {name}"))),
+                    Entry::new("Documentation", Value::Text("man:secretfs-generator(8)".to_owned())),
+                    Entry::new("SourcePath", Value::Text(source_path.to_owned())),
+                    Entry::new("DefaultDependencies", Value::Flag(false)).because(
+                        "The volume's service unmounts this, after its consumers stopped; umount.target would not wait for them.",
+                    ),
+                    Entry::new("BindsTo", Value::Units(vec![mapper.device_unit()])),
+                    Entry::new("After", Value::Units(vec![mapper.device_unit()])).because(
+                        "The device pulls the volume's service in. Not after the service: it waits for this mount.",
+                    ),
+                ],
+            },
+            Section { name: "Mount", entries: mount_entries },
+        ],
+    }
+}
+
+fn device_drop_in(name: &VolumeName, source_path: &str, job_timeout: Duration) -> UnitFile {
+    UnitFile {
+        path: format!("{}.d/50-secretfs.conf", name.mapper().device_unit()),
+        sections: vec![Section {
+            name: "Unit",
+            entries: vec![
+                Entry::new("SourcePath", Value::Text(source_path.to_owned())),
+                Entry::new("Wants", Value::Units(vec![name.service()])).because(
+                    "Not Requires=: stopping the service would queue the unmount before its consumers have stopped.",
+                ),
+                Entry::new("JobRunningTimeoutSec", Value::Duration(job_timeout))
+                    .because("The service gives up first and says why; it then cancels this job."),
+            ],
+        }],
+    }
+}
+
+fn service_drop_in(volume: &Volume) -> UnitFile {
+    let mut unit = vec![
+        Entry::new("Description", Value::Text(format!("Encrypted volume {} at {}", volume.name, volume.mount))),
+        Entry::new("SourcePath", Value::Text(volume.source_path.clone())),
+    ];
+    if volume.key.needs_network() {
+        let target = || Value::Units(vec![UnitName::new("network-online.target").expect("a unit name")]);
+        unit.push(Entry::new("Wants", target()).because("The key comes over the network."));
+        unit.push(Entry::new("After", target()));
+    }
+    let above = parent(volume.mount.as_str());
+    let mut service = Vec::new();
+    match &volume.backing {
+        Backing::File { path, .. } => {
+            unit.push(
+                Entry::new("RequiresMountsFor", Value::Paths(vec![above, parent(path)]))
+                    .because("The file systems that hold the mount point and the backing file."),
+            );
+            service.push(
+                Entry::new("ReadWritePaths", Value::Paths(vec![format!("-{}", parent(path))]))
+                    .because("The directory of the backing file."),
+            );
+        }
+        Backing::Device { path } => {
+            let device = || Value::Words(vec![format!("{}.device", escape_path(path))]);
+            unit.push(
+                Entry::new("RequiresMountsFor", Value::Paths(vec![above]))
+                    .because("The file system that holds the mount point."),
+            );
+            unit.push(
+                Entry::new("Wants", device()).because("The backing device; when it never comes, the service says so."),
+            );
+            unit.push(Entry::new("After", device()));
+            service.push(
+                Entry::new("DeviceAllow", Value::DeviceAccess(path.clone(), "rw")).because("The backing device."),
+            );
+        }
+    }
+    UnitFile {
+        path: service_drop_in_path(&volume.name),
+        sections: [Section { name: "Unit", entries: unit }, Section { name: "Service", entries: service }].into(),
+    }
+}
+
+fn refused_drop_in(name: &VolumeName, refused: &Refused) -> UnitFile {
+    let why = refused.errors.first().map_or_else(String::new, |error| format!(" ({error})"));
+    UnitFile {
+        path: service_drop_in_path(name),
+        sections: vec![Section {
+            name: "Unit",
+            entries: vec![
+                Entry::new("Description", Value::Text(format!("Encrypted volume {name}, refused{why}"))),
+                Entry::new("SourcePath", Value::Text(refused.source_path.clone())),
+            ],
+        }],
+    }
+}
+
+fn plan_dependents(plan: &mut UnitPlan, name: &VolumeName, mount: Option<&MountPoint>, consumers: &[UnitName]) {
+    for consumer in consumers {
+        let mut after = vec![name.service()];
+        let mut entries = vec![Entry::new("Requires", Value::Units(vec![name.service()]))];
+        if let Some(mount) = mount {
+            entries.push(Entry::new("BindsTo", Value::Units(vec![mount.unit()])).because(
+                "The mount, not the service: a daemon that is killed and adopts its volume again disturbs nobody.",
+            ));
+            after.push(mount.unit());
+        }
+        entries.push(Entry::new("After", Value::Units(after)));
+        plan.files.push(UnitFile {
+            path: format!("{consumer}.d/50-secretfs-{name}.conf"),
+            sections: vec![Section { name: "Unit", entries }],
+        });
+    }
+}
+
+fn plan_boot(plan: &mut UnitPlan, name: &VolumeName, auto: bool) {
+    if auto {
+        plan.links.push(Link { path: format!("{BOOT_TARGET}.wants/{}", name.service()), target: TEMPLATE.to_owned() });
+    }
+}
+
+fn service_drop_in_path(name: &VolumeName) -> String {
+    format!("{}.d/50-volume.conf", name.service())
+}
+
+/// The directory that holds `path`, which is absolute and normalised.
+fn parent(path: &str) -> String {
+    match path.rsplit_once('/') {
+        Some(("", _)) | None => "/".to_owned(),
+        Some((above, _)) => above.to_owned(),
+    }
+}
