@@ -1,0 +1,278 @@
+//! LUKS headers and mappings, through libcryptsetup.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use libcryptsetup_rs::consts::flags::{CryptActivate, CryptDeactivate, CryptPbkdf, CryptVolumeKey};
+use libcryptsetup_rs::consts::vals::{CryptKdf, EncryptionFormat};
+use libcryptsetup_rs::{
+    CryptDevice, CryptInit, CryptParamsLuks2, CryptParamsLuks2Ref, CryptPbkdfType, CryptSettingsHandle, Either,
+    LibcryptErr,
+};
+use rustix::io::Errno;
+use secrecy::ExposeSecret;
+use secretfs_core::key::Kdf;
+use secretfs_core::name::MapperName;
+
+use crate::cryptsetup;
+use crate::device::{self, DevicePath};
+use crate::inspect::{self, Contents};
+use crate::mapping;
+use crate::{Outcome, Passphrase};
+
+mod error;
+
+pub use error::{CloseError, FormatError, HeaderError, OpenError};
+
+/// The LUKS2 subsystem of a volume whose file system is not whole yet.
+pub const FORMATTING: &str = "secretfs-formatting";
+
+/// The LUKS2 subsystem of a volume that is whole.
+pub const COMPLETE: &str = "secretfs";
+
+/// AES-256 in XTS mode takes two keys of 32 bytes.
+const VOLUME_KEY_BYTES: usize = 64;
+
+/// The encryption sector where the size of the device allows it: an eighth of the initialisation vectors, and what
+/// flash devices and page caches write anyway.
+const LARGE_SECTOR: u32 = 4096;
+
+/// The encryption sector that always works.
+const SMALL_SECTOR: u32 = 512;
+
+/// What libcryptsetup sets aside before the data (cryptsetup(8), "LUKS2 header").
+const HEADER_BYTES: u64 = 16 << 20;
+
+/// The least iterations of PBKDF2 that LUKS2 takes (`cryptsetup --pbkdf-force-iterations`).
+const MINIMAL_ITERATIONS: u32 = 1000;
+
+/// udev opens a mapping to look at it, and is done in much less.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Between two tries to close.
+const CLOSE_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a LUKS header says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LuksFacts {
+    /// 1 or 2.
+    pub version: u8,
+    /// Its UUID, with dashes.
+    pub uuid: String,
+    /// Its label; LUKS1 has none.
+    pub label: String,
+    /// Its subsystem; LUKS1 has none.
+    pub subsystem: String,
+}
+
+impl LuksFacts {
+    /// Whether secretfs made this header for the mapping `mapper`.
+    pub fn is_ours(&self, mapper: &MapperName) -> bool {
+        self.version == 2 && self.label == mapper.as_str() && [FORMATTING, COMPLETE].contains(&self.subsystem.as_str())
+    }
+
+    /// Whether secretfs began this header for `mapper` and did not get as far as [`mark_complete`].
+    pub fn is_interrupted(&self, mapper: &MapperName) -> bool {
+        self.is_ours(mapper) && self.subsystem == FORMATTING
+    }
+}
+
+/// How a volume is formatted.
+#[derive(Debug, Clone, Copy)]
+pub struct FormatOptions<'a> {
+    /// Becomes the header's label.
+    pub mapper: &'a MapperName,
+    /// How the key slot derives its key.
+    pub kdf: Kdf,
+}
+
+/// How a volume is opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OpenFlags {
+    /// Whether discards go through to the device, which shows it what is in use.
+    pub discard: bool,
+}
+
+/// Makes a LUKS2 header with one key slot for `passphrase`, marked as [`FORMATTING`].
+///
+/// The caller has proven that the device is blank or ours. As a last guard, a device with a signature other than a
+/// header that secretfs made for this very volume is refused.
+pub fn format(device: &DevicePath, options: FormatOptions<'_>, passphrase: &Passphrase) -> Result<(), FormatError> {
+    match inspect::signature(device)? {
+        None => {}
+        Some(Contents::Luks(facts)) if facts.is_ours(options.mapper) => {}
+        Some(Contents::Signature { kind, .. }) => {
+            return Err(FormatError::Occupied { device: device.clone(), kind });
+        }
+        Some(_) => {
+            let kind = format!("a LUKS header that secretfs did not make as {}", options.mapper);
+            return Err(FormatError::Occupied { device: device.clone(), kind });
+        }
+    }
+    let bytes = inspect::size(device)?;
+    // libcryptsetup notices on a block device only, and lets a plain file grow.
+    if bytes <= HEADER_BYTES {
+        return Err(FormatError::TooSmall { device: device.clone(), bytes, header: HEADER_BYTES });
+    }
+    let sector_size = if bytes.is_multiple_of(LARGE_SECTOR.into()) { LARGE_SECTOR } else { SMALL_SECTOR };
+    let formatted = cryptsetup::call(|| {
+        let parameters = CryptParamsLuks2 {
+            pbkdf: Some(pbkdf(options.kdf)?),
+            integrity: None,
+            integrity_params: None,
+            data_alignment: 0,
+            data_device: None,
+            sector_size,
+            label: Some(options.mapper.as_str().to_owned()),
+            subsystem: Some(FORMATTING.to_owned()),
+        };
+        let mut parameters: CryptParamsLuks2Ref<'_> = (&parameters).try_into()?;
+        let mut handle = CryptInit::init(device.as_path())?;
+        handle.context_handle().format(
+            EncryptionFormat::Luks2,
+            ("aes", "xts-plain64"),
+            None,
+            Either::Right(VOLUME_KEY_BYTES),
+            Some(&mut parameters),
+        )?;
+        let key = passphrase.expose_secret();
+        handle.keyslot_handle().add_by_key(None, None, key, CryptVolumeKey::empty())
+    });
+    formatted.map(|_| ()).map_err(|source| FormatError::Library { device: device.clone(), source })
+}
+
+/// Marks the volume as whole, once its file system is made.
+pub fn mark_complete(device: &DevicePath, mapper: &MapperName) -> Result<Outcome, HeaderError> {
+    match header(device)? {
+        Some(facts) if facts.is_interrupted(mapper) => {}
+        Some(facts) if facts.is_ours(mapper) => return Ok(Outcome::Unchanged),
+        _ => return Err(HeaderError::NotOurs { device: device.clone(), mapper: mapper.clone() }),
+    }
+    let marked = cryptsetup::call(|| {
+        let mut handle = load(device)?;
+        handle.context_handle().set_label(Some(mapper.as_str()), Some(COMPLETE))
+    });
+    marked.map_err(|source| HeaderError::Write { device: device.clone(), source })?;
+    Ok(Outcome::Changed)
+}
+
+/// Reads the header, for which no key is needed; nothing when libblkid finds no LUKS or finds more than that.
+pub fn header(device: &DevicePath) -> Result<Option<LuksFacts>, HeaderError> {
+    let Some(Contents::Luks(facts)) = inspect::signature(device)? else { return Ok(None) };
+    match cryptsetup::call(|| load(device)) {
+        Ok(_) => Ok(Some(facts)),
+        Err(source) => Err(HeaderError::Broken { device: device.clone(), source }),
+    }
+}
+
+/// Opens the volume as `/dev/mapper/MAPPER`. An existing mapping of this very volume is left as it is.
+pub fn open(
+    device: &DevicePath,
+    mapper: &MapperName,
+    passphrase: &Passphrase,
+    flags: OpenFlags,
+) -> Result<Outcome, OpenError> {
+    let facts = header(device)?.ok_or_else(|| OpenError::NoHeader { device: device.clone() })?;
+    if is_open(device, mapper, &facts)? {
+        return Ok(Outcome::Unchanged);
+    }
+    let flags = if flags.discard { CryptActivate::ALLOW_DISCARDS } else { CryptActivate::empty() };
+    activate(device, Some(mapper), passphrase, flags)?;
+    Ok(Outcome::Changed)
+}
+
+/// Tries the key without opening anything.
+pub fn test(device: &DevicePath, passphrase: &Passphrase) -> Result<(), OpenError> {
+    header(device)?.ok_or_else(|| OpenError::NoHeader { device: device.clone() })?;
+    activate(device, None, passphrase, CryptActivate::empty())
+}
+
+/// Closes the mapping, and waits a little for those who only look at it.
+pub fn close(mapper: &MapperName) -> Result<Outcome, CloseError> {
+    let Some(nodes) = mapping::find(mapper)? else { return Ok(Outcome::Unchanged) };
+    if !nodes.uuid.starts_with("CRYPT-") {
+        return Err(CloseError::NotCrypt { mapper: mapper.clone(), uuid: nodes.uuid });
+    }
+    let deadline = Instant::now() + CLOSE_LIMIT;
+    loop {
+        let closed = cryptsetup::call(|| {
+            let mut handle = CryptInit::init_by_name_and_header(mapper.as_str(), None)?;
+            handle.activate_handle().deactivate(mapper.as_str(), CryptDeactivate::empty())
+        });
+        match closed {
+            Ok(()) => return Ok(Outcome::Changed),
+            Err(source) if source.is(Errno::NODEV) && mapping::find(mapper)?.is_none() => {
+                return Ok(Outcome::Unchanged);
+            }
+            Err(source) if !source.is(Errno::BUSY) => {
+                return Err(CloseError::Library { mapper: mapper.clone(), source });
+            }
+            Err(_) if Instant::now() < deadline => thread::sleep(CLOSE_PAUSE),
+            Err(source) => {
+                let users = device::facts(&DevicePath::at(mapper.device())).ok().and_then(|facts| facts.users());
+                let users = users.map_or_else(String::new, |users| format!(": {users}"));
+                return Err(CloseError::Busy { mapper: mapper.clone(), users, source });
+            }
+        }
+    }
+}
+
+/// Whether the mapping is there already, over this very volume.
+fn is_open(device: &DevicePath, mapper: &MapperName, facts: &LuksFacts) -> Result<bool, OpenError> {
+    let Some(nodes) = mapping::find(mapper)? else { return Ok(false) };
+    let uuid = format!("CRYPT-LUKS{}-{}-{mapper}", facts.version, facts.uuid.replace('-', ""));
+    let number = device::number(device).map_err(|source| OpenError::Device { source })?.to_string();
+    if nodes.uuid == uuid && nodes.slaves == [number.as_str()] {
+        return Ok(true);
+    }
+    let found = format!("{} over {}", nodes.uuid, nodes.slaves.join(" and "));
+    Err(OpenError::OtherMapping { mapper: mapper.clone(), found, wanted: format!("{uuid} over {number}") })
+}
+
+fn activate(
+    device: &DevicePath,
+    mapper: Option<&MapperName>,
+    passphrase: &Passphrase,
+    flags: CryptActivate,
+) -> Result<(), OpenError> {
+    let activated = cryptsetup::call(|| {
+        let mut handle = load(device)?;
+        let key = passphrase.expose_secret();
+        handle.activate_handle().activate_by_passphrase(mapper.map(MapperName::as_str), None, key, flags)
+    });
+    activated.map(|_| ()).map_err(|source| {
+        let device = device.clone();
+        if source.is(Errno::PERM) {
+            OpenError::WrongKey { device }
+        } else if source.is(Errno::NOENT) {
+            OpenError::NoKeySlot { device, source }
+        } else {
+            OpenError::Library { device, source }
+        }
+    })
+}
+
+fn load(device: &DevicePath) -> Result<CryptDevice, LibcryptErr> {
+    let mut handle = CryptInit::init(device.as_path())?;
+    handle.context_handle().load::<()>(None, None)?;
+    Ok(handle)
+}
+
+fn pbkdf(kdf: Kdf) -> Result<CryptPbkdfType, LibcryptErr> {
+    match kdf {
+        Kdf::Pbkdf2Minimal => Ok(CryptPbkdfType {
+            type_: CryptKdf::Pbkdf2,
+            hash: Some("sha256".to_owned()),
+            time_ms: 0,
+            iterations: MINIMAL_ITERATIONS,
+            max_memory_kb: 0,
+            parallel_threads: 0,
+            flags: CryptPbkdf::NO_BENCHMARK,
+        }),
+        // The library measures the machine: two seconds, and half of its memory or 1 GiB at most.
+        Kdf::Argon2id => CryptSettingsHandle::get_pbkdf_type_params(&CryptKdf::Argon2Id),
+    }
+}
+
+#[cfg(test)]
+mod tests;

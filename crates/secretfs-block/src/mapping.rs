@@ -1,0 +1,128 @@
+//! An open mapping, as the kernel shows it: what the chain from mount to backing is verified by.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use secretfs_core::cause::{Cause, Failure};
+use secretfs_core::chain::Mapping;
+use secretfs_core::name::MapperName;
+
+use crate::device::names_in;
+use crate::tool::{self, ToolError};
+
+/// Why a mapping could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum MappingError {
+    /// sysfs could not be read.
+    #[error("cannot read {}", path.display())]
+    Sysfs {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// dmsetup did not print the table.
+    #[error("cannot read the table of {mapper}")]
+    Table {
+        /// The mapping.
+        mapper: MapperName,
+        /// What dmsetup said.
+        #[source]
+        source: ToolError,
+    },
+}
+
+impl MappingError {
+    /// The row of the cause table, and the particulars.
+    pub fn failure(&self) -> Failure {
+        let cause = match self {
+            Self::Table { source: ToolError::Start { .. }, .. } => Cause::Internal,
+            Self::Sysfs { .. } | Self::Table { .. } => Cause::System,
+        };
+        Failure::new(cause, crate::chain(self))
+    }
+}
+
+/// Reads what is mapped under the name; nothing when nothing is.
+pub fn active(mapper: &MapperName) -> Result<Option<Mapping>, MappingError> {
+    let Some(Nodes { uuid, devno, .. }) = find(mapper)? else { return Ok(None) };
+    // Never with --showkeys.
+    match tool::run("dmsetup", &["table", mapper.as_str()]) {
+        Ok(table) => Ok(Some(Mapping { devno, uuid, table: table.trim_end().to_owned() })),
+        // It may have been closed between the two looks.
+        Err(_) if find(mapper)?.is_none() => Ok(None),
+        Err(source) => Err(MappingError::Table { mapper: mapper.clone(), source }),
+    }
+}
+
+/// What sysfs alone says of a mapping.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Nodes {
+    pub(crate) uuid: String,
+    pub(crate) devno: String,
+    pub(crate) slaves: Vec<String>,
+}
+
+pub(crate) fn find(mapper: &MapperName) -> Result<Option<Nodes>, MappingError> {
+    find_below(Path::new("/sys/block"), mapper)
+}
+
+fn find_below(block: &Path, mapper: &MapperName) -> Result<Option<Nodes>, MappingError> {
+    for name in names_in(block, |entry| entry.join("dm").is_dir()) {
+        let device = block.join(name);
+        // One that vanishes meanwhile is not the one.
+        if fs::read_to_string(device.join("dm/name")).is_ok_and(|name| name.trim_end() == mapper.as_str()) {
+            let read = |path: PathBuf| match fs::read_to_string(&path) {
+                Ok(text) => Ok(text.trim_end().to_owned()),
+                Err(source) => Err(MappingError::Sysfs { path, source }),
+            };
+            let slaves = device.join("slaves");
+            return Ok(Some(Nodes {
+                uuid: read(device.join("dm/uuid"))?,
+                devno: read(device.join("dev"))?,
+                slaves: names_in(&slaves, |_| true)
+                    .into_iter()
+                    .map(|slave| read(slaves.join(slave).join("dev")))
+                    .collect::<Result<_, _>>()?,
+            }));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use secretfs_core::name::VolumeName;
+
+    use super::*;
+    use crate::testing::Scratch;
+
+    fn put(scratch: &Scratch, path: &str, text: &str) {
+        let path = scratch.path(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    #[test]
+    fn a_mapping_is_found_by_its_name() {
+        let scratch = Scratch::new();
+        put(&scratch, "dm-0/dm/name", "other\n");
+        put(&scratch, "dm-1/dm/name", "secretfs-scratch\n");
+        put(&scratch, "dm-1/dm/uuid", "CRYPT-LUKS2-0123-secretfs-scratch\n");
+        put(&scratch, "dm-1/dev", "254:1\n");
+        put(&scratch, "dm-1/slaves/loop0/dev", "7:0\n");
+        put(&scratch, "loop0/dev", "7:0\n");
+        let mapper = VolumeName::new("scratch").unwrap().mapper();
+        let wanted = Nodes {
+            uuid: "CRYPT-LUKS2-0123-secretfs-scratch".to_owned(),
+            devno: "254:1".to_owned(),
+            slaves: vec!["7:0".to_owned()],
+        };
+        assert_eq!(find_below(&scratch.path(""), &mapper).unwrap(), Some(wanted));
+        let mapper = VolumeName::new("data").unwrap().mapper();
+        assert_eq!(find_below(&scratch.path(""), &mapper).unwrap(), None);
+        assert_eq!(find_below(&scratch.path("none"), &mapper).unwrap(), None);
+    }
+}
