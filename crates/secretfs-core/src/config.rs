@@ -171,7 +171,7 @@ pub fn gather(
         }
         Vec::new()
     });
-    names.retain(|name| name.ends_with(".toml") && !name.starts_with('.'));
+    names.retain(|name| name.strip_suffix(".toml").is_some_and(|stem| !stem.is_empty() && !stem.starts_with('.')));
     names.sort();
     let mut sources = Vec::new();
     for path in [CONFIG_FILE.to_owned()].into_iter().chain(names.iter().map(|name| format!("{CONFIG_DIR}/{name}"))) {
@@ -276,7 +276,7 @@ fn parse_volumes(
             None if !matches!(value.get_ref(), DeValue::Table(_)) => Err(vec![not_a_table(source, &at, value.span())]),
             None => written::read::<written::Volume>(source, &at, value)
                 .map_err(|error| vec![error])
-                .and_then(|written| validate::volume(source, &name, &key.span(), written)),
+                .and_then(|written| validate::volume(source, &name, &key.span(), &written)),
             Some(error) => Err(vec![error.clone()]),
         };
         match result {

@@ -1,6 +1,6 @@
 //! Names that are checked once, when they are made: volumes, mappers, mount points, units.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 /// A LUKS2 label holds 47 bytes (`LUKS2_LABEL_L` less its NUL, LUKS2 on-disk format 1.1) and carries the mapper name,
 /// so this is what is left for the volume. Device-mapper (127) and unit names (255) then fit, even when escaped.
@@ -279,7 +279,9 @@ pub fn escape_path(path: &str) -> String {
             b'/' => escaped.push('-'),
             b'.' if index == 0 => escaped.push_str("\\x2e"),
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b':' | b'_' | b'.' => escaped.push(char::from(byte)),
-            other => escaped.push_str(&format!("\\x{other:02x}")),
+            other => {
+                let _ = write!(escaped, "\\x{other:02x}");
+            }
         }
     }
     escaped

@@ -15,7 +15,7 @@ const TEMPLATE: &str = "/usr/lib/systemd/system/secretfs@.service";
 const BOOT_TARGET: &str = "multi-user.target";
 
 /// How much longer than the volume's own start the device job may run: the daemon gives up first and says why.
-const DEVICE_JOB_MARGIN: Duration = Duration::from_secs(60);
+const DEVICE_JOB_MARGIN: Duration = Duration::from_mins(1);
 
 /// How long a refused volume's device may be waited for: its service fails at once.
 const REFUSED_DEVICE_JOB: Duration = Duration::from_secs(30);
@@ -184,7 +184,7 @@ fn plan_dependents(plan: &mut UnitPlan, name: &VolumeName, mount: Option<&MountP
         let mut entries = vec![Entry::new("Requires", Value::Units(vec![name.service()]))];
         if let Some(mount) = mount {
             entries.push(Entry::new("BindsTo", Value::Units(vec![mount.unit()])).because(
-                "The mount, not the service: a daemon that is killed and adopts its volume again disturbs nobody.",
+                "When the mount goes away behind systemd's back, so do these.",
             ));
             after.push(mount.unit());
         }

@@ -50,7 +50,7 @@ mod tests {
 
     #[test]
     fn durations() {
-        assert_eq!(parse_duration("10min"), Ok(Duration::from_secs(600)));
+        assert_eq!(parse_duration("10min"), Ok(Duration::from_mins(10)));
         for text in ["", "10", "10m", "1h 5min"] {
             assert!(parse_duration(text).is_err(), "{text:?}");
         }

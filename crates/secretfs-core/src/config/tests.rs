@@ -57,7 +57,7 @@ fn a_whole_volume() {
         },
         consumers: vec![UnitName::new("postgresql.service").unwrap()],
         auto: true,
-        start_timeout: Duration::from_secs(300),
+        start_timeout: Duration::from_mins(5),
     };
     assert_eq!(
         config,

@@ -23,7 +23,7 @@ const SIZE_STEP: u64 = 4096;
 
 /// How long a start waits for transient failures unless told otherwise: long enough for a zone's outage of minutes,
 /// short enough that a boot is not held for ever.
-const START_TIMEOUT: Duration = Duration::from_secs(600);
+const START_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// KMS takes an encryption context of at most 8192 bytes (AWS KMS quotas); what is longer is a mistake.
 const CONTEXT_MAX: usize = 8192;
@@ -66,7 +66,7 @@ pub(super) fn volume(
     source: &Source,
     name: &VolumeName,
     span: &Range<usize>,
-    written: written::Volume,
+    written: &written::Volume,
 ) -> Result<Volume, Vec<ConfigError>> {
     let mut check = Checker { source, at: format!("volume.{name}"), span, errors: Vec::new() };
     let mount = check.required("mount", "\"/mnt/secretfs\"", written.mount.as_ref());

@@ -18,19 +18,23 @@ pub(super) fn read<T: DeserializeOwned>(
 ) -> Result<T, ConfigError> {
     let kept = value.clone();
     T::deserialize(ValueDeserializer::from(value)).map_err(|error| {
-        let at = error.span().map_or_else(|| at.to_owned(), |span| key_at(at, &kept, &span));
+        let at = error.span().and_then(|span| key_at(at, &kept, &span)).unwrap_or_else(|| at.to_owned());
         ConfigError::from_toml(source, &at, &error)
     })
 }
 
-/// The dotted key of what stands at `span`, somewhere in `value`, whose own key is `at`.
-fn key_at(at: &str, value: &Spanned<DeValue<'_>>, span: &Range<usize>) -> String {
-    let within = |outer: Range<usize>| outer.start <= span.start && span.end <= outer.end;
-    let DeValue::Table(table) = value.get_ref() else { return at.to_owned() };
-    match table.iter().find(|(_, inner)| within(inner.span())) {
-        Some((key, inner)) => key_at(&format!("{at}.{}", key.get_ref()), inner, span),
-        None => at.to_owned(),
-    }
+/// The dotted key of the table or value that `span` stands in, somewhere in `value`, whose own key is `at`.
+fn key_at(at: &str, value: &Spanned<DeValue<'_>>, span: &Range<usize>) -> Option<String> {
+    let DeValue::Table(table) = value.get_ref() else { return None };
+    table.iter().find_map(|(key, inner)| {
+        if key.span() == *span {
+            return Some(at.to_owned());
+        }
+        let below = format!("{at}.{}", key.get_ref());
+        let outer = inner.span();
+        let within = outer.start <= span.start && span.end <= outer.end;
+        key_at(&below, inner, span).or(within.then_some(below))
+    })
 }
 
 #[derive(Debug, Deserialize)]
@@ -74,6 +78,7 @@ pub(super) struct Key {
     pub(super) source: Option<Spanned<String>>,
     pub(super) bucket: Option<Spanned<String>>,
     pub(super) object: Option<Spanned<String>>,
+    #[expect(clippy::struct_field_names, reason = "the key as AWS names it")]
     pub(super) kms_key: Option<Spanned<String>>,
     #[serde(default)]
     pub(super) context: BTreeMap<String, Spanned<String>>,

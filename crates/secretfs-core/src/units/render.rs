@@ -122,22 +122,22 @@ mod tests {
 
     use super::*;
 
-    fn rendered(value: Value) -> String {
+    fn rendered(value: &Value) -> String {
         value.render()
     }
 
     #[test]
     fn values() {
-        assert_eq!(rendered(Value::Text("/srv/50%home".to_owned())), "/srv/50%%home");
-        assert_eq!(rendered(Value::Text("a\nExecStart=/bin/sh".to_owned())), "a ExecStart=/bin/sh");
-        assert_eq!(rendered(Value::Paths(vec!["/a b".to_owned(), "/c".to_owned()])), "\"/a b\" /c");
-        assert_eq!(rendered(Value::Paths(vec!["/a\"\\".to_owned()])), "\"/a\\\"\\\\\"");
+        assert_eq!(rendered(&Value::Text("/srv/50%home".to_owned())), "/srv/50%%home");
+        assert_eq!(rendered(&Value::Text("a\nExecStart=/bin/sh".to_owned())), "a ExecStart=/bin/sh");
+        assert_eq!(rendered(&Value::Paths(vec!["/a b".to_owned(), "/c".to_owned()])), "\"/a b\" /c");
+        assert_eq!(rendered(&Value::Paths(vec!["/a\"\\".to_owned()])), "\"/a\\\"\\\\\"");
         assert_eq!(
-            rendered(Value::DeviceAccess("/dev/disk/by-label/a\\x20b".to_owned(), "rw")),
+            rendered(&Value::DeviceAccess("/dev/disk/by-label/a\\x20b".to_owned(), "rw")),
             "\"/dev/disk/by-label/a\\\\x20b\" rw"
         );
-        assert_eq!(rendered(Value::Duration(Duration::from_secs(660))), "660s");
-        assert_eq!(rendered(Value::Flag(false)), "no");
+        assert_eq!(rendered(&Value::Duration(Duration::from_mins(11))), "660s");
+        assert_eq!(rendered(&Value::Flag(false)), "no");
     }
 
     proptest! {

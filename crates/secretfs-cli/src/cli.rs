@@ -1,0 +1,55 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
+
+/// Encrypted volumes whose keys are held by AWS KMS.
+///
+/// A volume is started and stopped as a systemd unit: `systemctl start secretfs@NAME`. This command looks at volumes and
+/// at their configuration, and changes nothing.
+#[derive(Debug, Parser)]
+#[command(name = "secretfs", version, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show volumes: state, mount, mapping, cipher, backing, key source, usage
+    ///
+    /// The exit status is 0 when every shown volume is ready, 3 when one is not, 4 when there is no such volume. What
+    /// needs root to be read (the mapping's table) is left out for other users.
+    Status {
+        /// Show only this volume
+        name: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Validate the configuration, and print the units it gives
+    ///
+    /// Without FILE, that is /etc/secretfs.toml and /etc/secretfs.toml.d/*.toml. Errors go to standard error, each with
+    /// its place and a hint; the exit status is 1 if there are any.
+    Check {
+        /// Validate this file instead
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: Option<PathBuf>,
+    },
+    /// Write the manual pages of this command into a directory
+    #[command(hide = true)]
+    Man {
+        /// The directory, which must be there
+        directory: PathBuf,
+    },
+    /// Print the completion script of a shell
+    #[command(hide = true)]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}

@@ -1,0 +1,33 @@
+//! `secretfs`: what an administrator asks of the volumes.
+
+#![forbid(unsafe_code)]
+
+mod check;
+mod cli;
+mod generate;
+mod status;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use self::cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Status { name, json } => status::run(name.as_deref(), json),
+        Command::Check { file } => check::run(file.as_deref()),
+        Command::Man { directory } => generate::man(&directory),
+        Command::Completions { shell } => generate::completions(shell),
+    };
+    match result {
+        Ok(code) => code,
+        // Whoever reads has read enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "secretfs: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The facts: from the configuration, from systemd, from the kernel.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use secretfs_block::{device, loops, mapping};
+use secretfs_core::chain::{luks_uuid, parse_crypt_table, top_mount};
+use secretfs_core::config::{Backing, Config, Volume};
+use secretfs_core::name::{MountPoint, VolumeName};
+use secretfs_systemd::manager::{Manager, UnitFacts};
+
+use super::{Report, Usage};
+
+/// systemd answers at once, or is so busy that the rest is worth showing without it.
+const ASK_LIMIT: Duration = Duration::from_secs(5);
+
+/// Reports on the volume `only`, or on all of them, refused ones included.
+pub async fn collect(config: &Config, only: Option<&str>) -> Vec<Report> {
+    let manager = if rustix::process::geteuid().is_root() { Manager::private() } else { Manager::system_bus() };
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let wanted = |name: &VolumeName| only.is_none_or(|only| only == name.as_str());
+    let mut reports = Vec::new();
+    for volume in config.volumes.values().filter(|volume| wanted(&volume.name)) {
+        let mut report = begin(&manager, &volume.name).await;
+        add_volume(&mut report, volume);
+        add_chain(&mut report, &volume.name, &volume.mount, &mountinfo);
+        reports.push(report);
+    }
+    for (name, refused) in config.refused.iter().filter(|(name, _)| wanted(name)) {
+        let mut report = begin(&manager, name).await;
+        report.state = "refused";
+        report.errors = refused.errors.iter().map(ToString::to_string).collect();
+        if let Some(mount) = &refused.mount {
+            report.mount = Some(mount.to_string());
+            add_chain(&mut report, name, mount, &mountinfo);
+        }
+        reports.push(report);
+    }
+    reports.sort_by(|one, other| one.name.cmp(&other.name));
+    reports
+}
+
+/// What systemd says of the volume's service.
+async fn begin(manager: &Manager, name: &VolumeName) -> Report {
+    let unit = name.service();
+    let (facts, error) = match manager.unit_facts(&unit, ASK_LIMIT).await {
+        Ok(facts) => (facts, None),
+        Err(error) => (UnitFacts::default(), Some(error.failure().to_string())),
+    };
+    let since = facts.state_change.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+    Report {
+        name: name.to_string(),
+        state: state(&facts),
+        status: facts.status_text.or(error),
+        since: since.map(|since| since.as_secs()),
+        unit: unit.to_string(),
+        main_pid: facts.main_pid,
+        mount: None,
+        mounted: false,
+        filesystem: None,
+        mapper: name.mapper().device(),
+        cipher: None,
+        key_bits: None,
+        sector_size: None,
+        luks_uuid: None,
+        lifecycle: None,
+        backing: None,
+        backing_device: None,
+        key_source: None,
+        usage: None,
+        errors: Vec::new(),
+    }
+}
+
+/// The state of a volume, from that of its service.
+fn state(facts: &UnitFacts) -> &'static str {
+    match (facts.active_state.as_str(), facts.sub_state.as_str()) {
+        ("active", _) => "ready",
+        ("activating" | "reloading", _) => "starting",
+        ("deactivating", _) => "stopping",
+        ("failed", _) => "failed",
+        ("inactive", _) => "stopped",
+        _ => "unknown",
+    }
+}
+
+fn add_volume(report: &mut Report, volume: &Volume) {
+    report.mount = Some(volume.mount.to_string());
+    report.lifecycle = Some(volume.lifecycle.as_str());
+    report.backing = Some(volume.backing.path().to_owned());
+    report.key_source = Some(volume.key.describe());
+    let path = Path::new(volume.backing.path());
+    report.backing_device = match &volume.backing {
+        Backing::File { .. } => loops::find_loop(path).ok().flatten(),
+        Backing::Device { .. } => device::resolve(path).ok(),
+    }
+    .map(|device| device.to_string());
+}
+
+/// What the kernel says of the mapping and the mount.
+fn add_chain(report: &mut Report, name: &VolumeName, mount: &MountPoint, mountinfo: &str) {
+    let mapping = mapping::active(&name.mapper()).ok().flatten();
+    if let Some(mapping) = &mapping {
+        report.luks_uuid = luks_uuid(&mapping.uuid);
+        if let Some(encryption) = parse_crypt_table(&mapping.table) {
+            report.cipher = Some(encryption.cipher);
+            report.key_bits = Some(encryption.key_bits);
+            report.sector_size = Some(encryption.sector_size);
+        }
+    }
+    let Ok(number) = fs::metadata(name.mapper().device()).map(|metadata| {
+        use std::os::unix::fs::MetadataExt as _;
+        device::DeviceNumber::from_raw(metadata.rdev()).to_string()
+    }) else {
+        return;
+    };
+    if let Some(mounted) = top_mount(mountinfo, mount).filter(|mounted| mounted.devno == number) {
+        report.mounted = true;
+        report.filesystem = Some(mounted.filesystem);
+        report.usage = rustix::fs::statvfs(mount.as_str()).ok().map(|stat| Usage {
+            size: stat.f_blocks * stat.f_frsize,
+            used: (stat.f_blocks - stat.f_bfree) * stat.f_frsize,
+            available: stat.f_bavail * stat.f_frsize,
+        });
+    }
+}

@@ -1,0 +1,370 @@
+//! The daemon's loop: waits for what happens, asks the state machine, and carries out what it says.
+
+use std::future::{self, Future};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use secretfs_block::{DevicePath, Passphrase};
+use secretfs_core::cause::{Cause, Failure};
+use secretfs_core::config::{Aws, Volume};
+use secretfs_core::key::{AuditTrail, FetchRequest};
+use secretfs_core::machine::{Action, Event, Exit, Machine, Step};
+use secretfs_core::name::VolumeName;
+use secretfs_systemd::manager::{JobResult, Manager};
+use secretfs_systemd::notify::{Notifier, NotifyError};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use crate::worker::Worker;
+use crate::{config, fetch, mounts, steps, tell};
+
+/// What `TimeoutStartSec=` is extended by beyond a step's own limit, for the daemon to say that it failed.
+const TIMEOUT_MARGIN: Duration = Duration::from_secs(20);
+
+/// systemd answers at once; the loop stands still for this long at most, when the volume is lost already.
+const ASK_LIMIT: Duration = Duration::from_secs(5);
+
+/// What came of a step besides the event for the state machine.
+struct Ended {
+    event: Event,
+    device: Option<DevicePath>,
+    key: Option<Passphrase>,
+    trail: Option<AuditTrail>,
+}
+
+impl From<Event> for Ended {
+    fn from(event: Event) -> Self {
+        Self { event, device: None, key: None, trail: None }
+    }
+}
+
+/// A step under way.
+struct Running {
+    step: Step,
+    /// Whether dropping the future ends the step; a blocking call goes on.
+    abandonable: bool,
+    future: Pin<Box<dyn Future<Output = Ended>>>,
+}
+
+struct Daemon {
+    volume: Arc<Volume>,
+    aws: Aws,
+    machine: Machine,
+    manager: Manager,
+    notifier: Notifier,
+    worker: Worker,
+    began: Instant,
+    running: Option<Running>,
+    wake: Option<Instant>,
+    key: Option<Arc<Passphrase>>,
+    device: Option<DevicePath>,
+    trail: AuditTrail,
+}
+
+/// Runs the volume `name` until systemd stops it or it fails.
+pub async fn run(name: &VolumeName) -> Exit {
+    let notifier = Notifier::from_env();
+    let manager = Manager::private();
+    let failure = match config::read(name) {
+        Ok((volume, aws)) => match Daemon::new(volume, aws, manager.clone(), notifier.clone()) {
+            Ok((daemon, signals)) => return daemon.run(signals).await,
+            Err(error) => Failure::new(Cause::System, format!("the daemon cannot start: {error}")),
+        },
+        Err(failure) => failure,
+    };
+    say(&notifier.status(&format!("Failed: {failure}. Hint: {}", failure.cause.row().hint)));
+    tell::failed(name.as_str(), "configuration", &failure, None);
+    fail_waiting(&manager, name).await;
+    Exit::Permanent
+}
+
+/// The signals that ask the daemon to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Daemon {
+    fn new(volume: Volume, aws: Aws, manager: Manager, notifier: Notifier) -> io::Result<(Self, Signals)> {
+        let signals =
+            Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
+        let machine = Machine::new(&volume, seed(&volume.name));
+        let daemon = Self {
+            volume: Arc::new(volume),
+            aws,
+            machine,
+            manager,
+            notifier,
+            worker: Worker::start()?,
+            began: Instant::now(),
+            running: None,
+            wake: None,
+            key: None,
+            device: None,
+            trail: AuditTrail::default(),
+        };
+        Ok((daemon, signals))
+    }
+
+    async fn run(mut self, mut signals: Signals) -> Exit {
+        let mut mounts = mounts::Watch::new();
+        if let Err(error) = &mounts {
+            warn_unwatched(&self.volume.name, error);
+        }
+        // Half the watchdog's time; also how often a held volume is looked at where the mounts can't be watched.
+        let beat = self.notifier.watchdog_interval().map_or(Duration::from_secs(20), |limit| limit / 2);
+        let mut beat = interval(beat);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut next = Some(Event::Begin);
+        loop {
+            let event = match next.take() {
+                Some(event) => event,
+                None => tokio::select! {
+                    ended = finish(&mut self.running) => self.take(ended),
+                    () = sleep_or_never(self.wake) => {
+                        self.wake = None;
+                        Event::Woke
+                    }
+                    _ = signals.terminate.recv() => Event::StopRequested,
+                    _ = signals.interrupt.recv() => Event::StopRequested,
+                    change = mount_change(mounts.as_ref().ok()) => {
+                        if let Err(error) = change {
+                            warn_unwatched(&self.volume.name, &error);
+                            mounts = Err(error);
+                        }
+                        Event::MountsChanged
+                    }
+                    _ = beat.tick() => {
+                        say(&self.notifier.watchdog());
+                        if mounts.is_ok() {
+                            continue;
+                        }
+                        Event::MountsChanged
+                    }
+                },
+            };
+            for action in self.machine.on_event(self.began.elapsed(), event) {
+                match self.act(action).await {
+                    Some(Turn::Exit(exit)) => return exit,
+                    Some(Turn::Event(event)) => next = Some(event),
+                    None => {}
+                }
+            }
+        }
+    }
+
+    /// Keeps what a step brought besides its event.
+    fn take(&mut self, ended: Ended) -> Event {
+        self.running = None;
+        self.device = ended.device.or(self.device.take());
+        self.key = ended.key.map(Arc::new).or(self.key.take());
+        if let Some(trail) = ended.trail {
+            if matches!(ended.event, Event::KeyFetched { .. }) {
+                tell::key_used(self.machine.name(), &trail);
+            }
+            self.trail = trail;
+        }
+        ended.event
+    }
+
+    async fn act(&mut self, action: Action) -> Option<Turn> {
+        match action {
+            Action::Run(step) => {
+                say(&self.notifier.extend_timeout(step.limit() + TIMEOUT_MARGIN));
+                self.running = Some(self.start(step));
+            }
+            Action::Abandon => {
+                if let Some(running) = self.running.take_if(|running| running.abandonable) {
+                    return Some(Turn::Event(Event::Abandoned(running.step)));
+                }
+            }
+            Action::DropKey => self.key = None,
+            Action::Status(text) => {
+                if !say(&self.notifier.status(&text)) {
+                    tracing::info!(volume = %self.volume.name, "{text}");
+                }
+            }
+            Action::WakeAt(at) => {
+                let at = self.began + at;
+                say(&self.notifier.extend_timeout(at.saturating_duration_since(Instant::now()) + TIMEOUT_MARGIN));
+                self.wake = Some(at);
+            }
+            Action::Ready => {
+                say(&self.notifier.ready());
+            }
+            Action::Stopping => {
+                say(&self.notifier.stopping());
+            }
+            Action::StopSelf => {
+                let service = self.volume.name.service();
+                if let Err(error) = self.manager.stop_unit_no_wait(&service, ASK_LIMIT).await {
+                    return Some(Turn::Event(Event::Failed(Step::Verify, error.failure())));
+                }
+            }
+            Action::FailWaiting => fail_waiting(&self.manager, &self.volume.name).await,
+            Action::Tell(story) => tell::tell(self.machine.name(), &story, &self.trail),
+            Action::Exit(exit) => return Some(Turn::Exit(exit)),
+        }
+        None
+    }
+
+    fn start(&self, step: Step) -> Running {
+        let volume = Arc::clone(&self.volume);
+        match step {
+            Step::FetchKey => Running { step, abandonable: true, future: Box::pin(fetch_key(self.request())) },
+            Step::Mount => Running { step, abandonable: true, future: Box::pin(mount(self.manager.clone(), volume)) },
+            Step::Unmount => {
+                let future = unmount(self.manager.clone(), volume, self.worker.clone());
+                Running { step, abandonable: false, future: Box::pin(future) }
+            }
+            _ => self.start_blocking(step, volume),
+        }
+    }
+
+    /// Starts a step that `secretfs-block` does, on the worker's thread.
+    fn start_blocking(&self, step: Step, volume: Arc<Volume>) -> Running {
+        let device = self.device.clone();
+        let key = self.key.clone();
+        let result = self.worker.run(move || match (step, device, key) {
+            (Step::Survey, _, _) => steps::survey(&volume).map(Ended::from),
+            (Step::Attach, _, _) => {
+                steps::attach(&volume).map(|(device, event)| Ended { device: Some(device), ..Ended::from(event) })
+            }
+            (Step::Format(kdf), Some(device), Some(key)) => steps::format(&volume, &device, kdf, &key).map(Ended::from),
+            (Step::Unlock, Some(device), Some(key)) => steps::unlock(&volume, &device, &key).map(Ended::from),
+            (Step::Inspect, _, _) => steps::inspect_mapping(&volume).map(Ended::from),
+            (Step::MakeFilesystem, _, _) => steps::make_filesystem(&volume).map(Ended::from),
+            (Step::FinishFormat, _, _) => steps::finish_format(&volume).map(Ended::from),
+            (Step::Verify, _, _) => steps::verify(&volume).map(Ended::from),
+            (Step::Close, _, _) => steps::close(&volume).map(Ended::from),
+            (Step::Detach, _, _) => steps::detach(&volume).map(Ended::from),
+            (other, _, _) => Err(Failure::new(Cause::Internal, format!("{other} came before what it needs"))),
+        });
+        let future = async move {
+            match result.await {
+                Ok(Ok(ended)) => ended,
+                Ok(Err(failure)) => Event::Failed(step, failure).into(),
+                Err(_) => Event::Failed(step, Failure::new(Cause::Internal, format!("{step} panicked"))).into(),
+            }
+        };
+        Running { step, abandonable: false, future: Box::pin(future) }
+    }
+
+    fn request(&self) -> FetchRequest {
+        let deadline = Step::FetchKey.limit().saturating_sub(fetch::MARGIN);
+        FetchRequest {
+            volume: self.volume.name.to_string(),
+            source: self.volume.key.clone(),
+            region: self.aws.region.clone(),
+            deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+/// What an action leads to at once.
+enum Turn {
+    Event(Event),
+    Exit(Exit),
+}
+
+async fn fetch_key(request: FetchRequest) -> Ended {
+    let Ok((result, trail)) = tokio::time::timeout(Step::FetchKey.limit(), fetch::fetch(request)).await else {
+        let failure = Failure::new(Cause::FetchFailed, format!("it ran for {} s", Step::FetchKey.limit().as_secs()));
+        return Event::Failed(Step::FetchKey, failure).into();
+    };
+    match result {
+        Ok(fetched) => {
+            let event = Event::KeyFetched { form: fetched.form, length: fetched.key.len() };
+            Ended { event, device: None, key: Some(fetched.key), trail: Some(trail) }
+        }
+        Err(failure) => Ended { trail: Some(trail), ..Ended::from(Event::Failed(Step::FetchKey, failure)) },
+    }
+}
+
+async fn mount(manager: Manager, volume: Arc<Volume>) -> Ended {
+    let unit = volume.mount.unit();
+    match manager.start_unit(&unit, Step::Mount.limit()).await {
+        Ok(JobResult::Done) => Event::Done(Step::Mount).into(),
+        Ok(result) => {
+            let failure = Failure::new(Cause::MountFailed, format!("the job of {unit} ended with: {result}"));
+            Event::Failed(Step::Mount, failure).into()
+        }
+        Err(error) => Event::Failed(Step::Mount, error.failure()).into(),
+    }
+}
+
+async fn unmount(manager: Manager, volume: Arc<Volume>, worker: Worker) -> Ended {
+    let unit = volume.mount.unit();
+    let result = match manager.stop_unit(&unit, Step::Unmount.limit()).await {
+        // A job can be done because systemd knew of no mount; what counts is the kernel's table.
+        Ok(JobResult::Done) => match worker.run(move || steps::is_mounted(&volume)).await {
+            Ok(Ok(false)) => Ok(()),
+            Ok(Ok(true)) => Err(Failure::new(Cause::UnmountFailed, format!("{unit} is stopped, yet it is mounted"))),
+            Ok(Err(failure)) => Err(failure),
+            Err(_) => Err(Failure::new(Cause::Internal, "the look at the mounts panicked")),
+        },
+        Ok(result) => Err(Failure::new(Cause::UnmountFailed, format!("the job of {unit} ended with: {result}"))),
+        Err(error) => Err(error.failure()),
+    };
+    match result {
+        Ok(()) => Event::Done(Step::Unmount).into(),
+        Err(failure) => Event::Failed(Step::Unmount, failure).into(),
+    }
+}
+
+/// Fails what waits for the volume's device, so that nobody waits for a volume that will not come.
+async fn fail_waiting(manager: &Manager, name: &VolumeName) {
+    let device = name.mapper().device_unit();
+    if let Err(error) = manager.cancel_job_of(&device, ASK_LIMIT).await {
+        let failure = error.failure();
+        tracing::warn!(volume = %name, unit = %device, "what waits for {device} goes on waiting: {failure}");
+    }
+}
+
+/// Waits for the step under way, or for ever.
+async fn finish(running: &mut Option<Running>) -> Ended {
+    match running {
+        Some(running) => running.future.as_mut().await,
+        None => future::pending().await,
+    }
+}
+
+fn warn_unwatched(name: &VolumeName, error: &io::Error) {
+    tracing::warn!(volume = %name, "the mounts cannot be watched, only looked at from time to time: {error}");
+}
+
+async fn sleep_or_never(until: Option<Instant>) {
+    match until {
+        Some(until) => sleep_until(until).await,
+        None => future::pending().await,
+    }
+}
+
+async fn mount_change(watch: Option<&mounts::Watch>) -> io::Result<()> {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => future::pending().await,
+    }
+}
+
+/// Whether systemd was told; that it was not is no reason to fail a volume.
+fn say(told: &Result<bool, NotifyError>) -> bool {
+    match told {
+        Ok(told) => *told,
+        Err(error) => {
+            tracing::warn!("{error}");
+            false
+        }
+    }
+}
+
+/// A number that differs from host to host and from volume to volume.
+fn seed(name: &VolumeName) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    std::fs::read("/etc/machine-id").unwrap_or_default().hash(&mut hasher);
+    name.hash(&mut hasher);
+    hasher.finish()
+}

@@ -1,0 +1,70 @@
+//! `secretfsd NAME`: brings one volume up, says `READY=1` when it is really there, holds it, and takes it down.
+
+mod config;
+mod daemon;
+mod fetch;
+mod mounts;
+mod steps;
+mod tell;
+mod worker;
+
+use std::process::ExitCode;
+
+use secretfs_core::name::VolumeName;
+use secretfs_systemd::journal;
+
+const USAGE: &str = "\
+Usage: secretfsd NAME
+
+Brings the encrypted volume NAME of /etc/secretfs.toml up and holds it. Meant to be run by systemd, as
+secretfs@NAME.service; by hand it does the same until it is interrupted.
+
+  -h, --help     show this
+      --version  show the version
+
+Exit status: 0 stopped; 64 wrong usage; 75 a failure that may pass; 77 a failure that somebody has to see to.
+";
+
+/// EX_USAGE of sysexits(3).
+const EXIT_USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let name = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["-h" | "--help"] => {
+            print!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        ["--version"] => {
+            println!("secretfsd {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        [name] if !name.starts_with('-') => VolumeName::new(name),
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    let name = match name {
+        Ok(name) => name,
+        Err(error) => {
+            eprintln!("secretfsd: {error}\nhint: {}", error.hint());
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    if let Err(error) = journal::init("secretfsd") {
+        eprintln!("secretfsd: logging cannot be set up: {error}");
+    }
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => {
+            let exit = runtime.block_on(daemon::run(&name));
+            // A blocking step that outlived its volume must not keep the process.
+            runtime.shutdown_background();
+            ExitCode::from(exit.status())
+        }
+        Err(error) => {
+            tracing::error!(volume = %name, "volume {name}: the daemon's runtime cannot start: {error}");
+            ExitCode::from(secretfs_core::machine::Exit::Transient.status())
+        }
+    }
+}
