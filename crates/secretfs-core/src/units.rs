@@ -183,9 +183,10 @@ fn plan_dependents(plan: &mut UnitPlan, name: &VolumeName, mount: Option<&MountP
         let mut after = vec![name.service()];
         let mut entries = vec![Entry::new("Requires", Value::Units(vec![name.service()]))];
         if let Some(mount) = mount {
-            entries.push(Entry::new("BindsTo", Value::Units(vec![mount.unit()])).because(
-                "When the mount goes away behind systemd's back, so do these.",
-            ));
+            entries.push(
+                Entry::new("BindsTo", Value::Units(vec![mount.unit()]))
+                    .because("When the mount goes away behind systemd's back, so do these."),
+            );
             after.push(mount.unit());
         }
         entries.push(Entry::new("After", Value::Units(after)));

@@ -16,7 +16,7 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestIdExt as _;
 use secretfs_core::cause::{Cause, Failure};
 use secretfs_core::key::{AuditTrail, FetchRequest, KeySource};
-use tracing::info;
+use tracing::debug;
 
 use crate::classify::{self, Service};
 use crate::client::Peer;
@@ -132,7 +132,7 @@ impl Job<'_> {
         self.progress().trail.s3_request_id = answer.request_id().map(str::to_owned);
         let extended_id = answer.extended_request_id().map(str::to_owned);
         let answer = answer.map_err(|error| self.refused(Service::S3, &step, &error));
-        info!(
+        debug!(
             volume = self.request.volume,
             request_id = self.progress().trail.s3_request_id,
             extended_id,
@@ -188,7 +188,7 @@ impl Job<'_> {
             }
             failure
         });
-        info!(
+        debug!(
             volume = self.request.volume,
             request_id = self.progress().trail.kms_request_id,
             "{step}: {}",

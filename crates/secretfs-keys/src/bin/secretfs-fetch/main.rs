@@ -19,7 +19,7 @@ use outlet::Outlet;
 use secretfs_core::cause::{Cause, Failure, Retry};
 use secretfs_core::key::{FetchReport, FetchRequest};
 use secretfs_keys::{Outcome, fetch, http_client};
-use tracing::{error, info};
+use tracing::error;
 
 /// What sysexits.h calls them.
 const EX_USAGE: u8 = 64;
@@ -76,17 +76,12 @@ fn read_request() -> Result<FetchRequest, String> {
 fn run(request: &FetchRequest, outlet: Outlet) -> ExitCode {
     let report = report(fetch_blocking(request), outlet);
     let code = match &report {
-        FetchReport::Fetched { form, length, .. } => {
-            info!(volume = request.volume, "fetched a key of {length} bytes ({form:?})");
-            ExitCode::SUCCESS
-        }
-        FetchReport::Failed { failure, .. } => {
-            error!(volume = request.volume, cause = failure.cause.code(), "{failure}");
-            ExitCode::from(match failure.cause.retry() {
-                Retry::Transient => EX_TEMPFAIL,
-                Retry::Permanent => EX_NOPERM,
-            })
-        }
+        FetchReport::Fetched { .. } => ExitCode::SUCCESS,
+        // Whoever reads the report logs it; once is enough.
+        FetchReport::Failed { failure, .. } => ExitCode::from(match failure.cause.retry() {
+            Retry::Transient => EX_TEMPFAIL,
+            Retry::Permanent => EX_NOPERM,
+        }),
     };
     let line = serde_json::to_string(&report).expect("a report has only string keys");
     match writeln!(io::stdout(), "{line}") {

@@ -1,0 +1,63 @@
+//! Reads the configuration below a root, has the core plan its units, and writes them: all that the generator does.
+
+#![forbid(unsafe_code)]
+
+mod kmsg;
+mod write;
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::Path;
+
+use secretfs_core::config::{Config, ConfigError, gather};
+use secretfs_core::units;
+
+pub use self::kmsg::{LINE_MAX, record};
+pub use self::write::{WriteError, write_plan};
+
+/// No configuration comes near this; a larger file is a mistake, and reading it would hold up the boot.
+const FILE_MAX: u64 = 1 << 20;
+
+/// What a run has to say. Nothing in it means that all is well.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// What is wrong with the configuration. Everything else of it was written.
+    pub errors: Vec<ConfigError>,
+    /// What could not be written. Everything else was.
+    pub unwritten: Vec<WriteError>,
+}
+
+/// Writes the units of the configuration below `root` (`/` on a real machine) into the directory `out`.
+pub fn generate(root: &Path, out: &Path) -> Report {
+    let config = read_config(root);
+    Report {
+        errors: config.all_errors().into_iter().cloned().collect(),
+        unwritten: write_plan(&units::plan(&config), out),
+    }
+}
+
+/// Reads the configuration below `root`. What can't be read is among its errors.
+pub fn read_config(root: &Path) -> Config {
+    let below = |path: &str| root.join(path.trim_start_matches('/'));
+    let (sources, unreadable) = gather(|path| list(&below(path)), |path| read(&below(path)));
+    let mut config = Config::parse(&sources);
+    config.errors.splice(..0, unreadable);
+    config
+}
+
+fn list(directory: &Path) -> io::Result<Vec<String>> {
+    fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    // Looked at before it is opened: a FIFO in this place would never open, and the boot would stand.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut text = String::new();
+    let length = File::open(path)?.take(FILE_MAX + 1).read_to_string(&mut text)?;
+    if length as u64 > FILE_MAX {
+        return Err(io::Error::other("it is larger than 1 MiB"));
+    }
+    Ok(text)
+}
