@@ -1,7 +1,8 @@
 //! `secretfs check`: is the configuration sound, and what comes of it?
 
+use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -39,10 +40,10 @@ fn render_units(config: &Config) -> String {
     let plan = units::plan(config);
     let mut text = String::new();
     for file in &plan.files {
-        text.push_str(&format!("# {}\n{}\n", file.path, file.render()));
+        let _ = write!(text, "# {}\n{}\n", file.path, file.render());
     }
     for link in &plan.links {
-        text.push_str(&format!("# {} -> {}\n", link.path, link.target));
+        let _ = writeln!(text, "# {} -> {}", link.path, link.target);
     }
     text
 }

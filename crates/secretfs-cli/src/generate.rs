@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::Path;
-use std::process::ExitCode;
 
 use clap::CommandFactory as _;
 use clap_complete::Shell;
@@ -10,7 +9,7 @@ use clap_complete::Shell;
 use crate::cli::Cli;
 
 /// Writes secretfs(8) and a page for each verb.
-pub fn man(directory: &Path) -> io::Result<ExitCode> {
+pub fn man(directory: &Path) -> io::Result<()> {
     let command = Cli::command();
     let name = command.get_name().to_owned();
     let verbs: Vec<_> = command.get_subcommands().filter(|verb| !verb.is_hide_set()).cloned().collect();
@@ -19,7 +18,7 @@ pub fn man(directory: &Path) -> io::Result<ExitCode> {
         let full = format!("{name}-{}", verb.get_name());
         page(verb, &full, directory)?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 fn page(command: clap::Command, name: &str, directory: &Path) -> io::Result<()> {
@@ -30,7 +29,6 @@ fn page(command: clap::Command, name: &str, directory: &Path) -> io::Result<()> 
 }
 
 /// Prints a completion script.
-pub fn completions(shell: Shell) -> io::Result<ExitCode> {
+pub fn completions(shell: Shell) {
     clap_complete::generate(shell, &mut Cli::command(), "secretfs", &mut io::stdout());
-    Ok(ExitCode::SUCCESS)
 }

@@ -18,8 +18,11 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Status { name, json } => status::run(name.as_deref(), json),
         Command::Check { file } => check::run(file.as_deref()),
-        Command::Man { directory } => generate::man(&directory),
-        Command::Completions { shell } => generate::completions(shell),
+        Command::Man { directory } => generate::man(&directory).map(|()| ExitCode::SUCCESS),
+        Command::Completions { shell } => {
+            generate::completions(shell);
+            Ok(ExitCode::SUCCESS)
+        }
     };
     match result {
         Ok(code) => code,

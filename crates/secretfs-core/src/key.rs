@@ -81,13 +81,13 @@ pub enum FetchReport {
     },
 }
 
-/// What joins one use of a key with CloudTrail.
+/// What joins one use of a key with `CloudTrail`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct AuditTrail {
     /// ARN of the KMS key that decrypted, as KMS says it.
     pub kms_key_arn: Option<String>,
-    /// KMS's request id, the `requestID` of the CloudTrail event.
+    /// KMS's request id, the `requestID` of the `CloudTrail` event.
     pub kms_request_id: Option<String>,
     /// S3's request id (`x-amz-request-id`).
     pub s3_request_id: Option<String>,

@@ -1,6 +1,7 @@
 //! The life of one volume: events in, actions out. Nothing here waits or acts, and time comes with each event.
 
 mod decide;
+mod event;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -8,145 +9,16 @@ mod tests;
 use std::time::Duration;
 
 pub use self::decide::{Contents, Opening, decide_opening};
+pub use self::event::{Action, Event, Exit, Story};
 pub use self::step::Step;
 use crate::cause::{Cause, Failure, Retry};
 use crate::chain::Link;
 use crate::config::{Filesystem, Lifecycle, Volume};
-use crate::key::{Kdf, KeyForm};
+use crate::key::Kdf;
 use crate::retry::Schedule;
 
 /// How long an unmount that fails is tried again while stopping; well within `TimeoutStopSec=`.
 const UNMOUNT_PATIENCE: Duration = Duration::from_secs(30);
-
-/// How the daemon ends; the numbers are from sysexits(3) and stand in secretfsd(8).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exit {
-    /// The volume was stopped: 0.
-    Stopped,
-    /// A failure that may pass did not pass in time: 75, and systemd starts the daemon again.
-    Transient,
-    /// A failure that somebody has to see to: 77, and systemd leaves it at that.
-    Permanent,
-}
-
-impl Exit {
-    /// The exit status.
-    pub fn status(self) -> u8 {
-        match self {
-            Self::Stopped => 0,
-            Self::Transient => 75,
-            Self::Permanent => 77,
-        }
-    }
-}
-
-/// What happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// The daemon has started.
-    Begin,
-    /// [`Step::Survey`] is done.
-    Surveyed {
-        /// What is mapped under the volume's name.
-        mapping: Link,
-        /// What is mounted on its mount point.
-        mount: Link,
-    },
-    /// [`Step::Attach`] is done: the backing device is there.
-    Attached {
-        /// What is on it.
-        contents: Contents,
-        /// Whether this boot has formatted it already.
-        formatted_this_boot: bool,
-    },
-    /// [`Step::FetchKey`] is done: the daemon holds the key.
-    KeyFetched {
-        /// What kind of key it is.
-        form: KeyForm,
-        /// Its length in bytes.
-        length: usize,
-    },
-    /// [`Step::Inspect`] is done.
-    Inspected {
-        /// What is on the opened mapping.
-        contents: Contents,
-        /// Whether the header still carries the marker of an unfinished format.
-        unfinished: bool,
-    },
-    /// One of the steps without a result is done.
-    Done(Step),
-    /// A step failed.
-    Failed(Step, Failure),
-    /// A step was abandoned, as [`Action::Abandon`] asked.
-    Abandoned(Step),
-    /// The time of [`Action::WakeAt`] has come.
-    Woke,
-    /// The kernel's table of mounts changed.
-    MountsChanged,
-    /// systemd asks the daemon to end.
-    StopRequested,
-}
-
-/// What the daemon is to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Run one step; its end comes back as an event. Never more than one at a time.
-    Run(Step),
-    /// Abandon the step that is running, if it can be; its end comes back as an event either way.
-    Abandon,
-    /// Zero the key.
-    DropKey,
-    /// Say this in `STATUS=`.
-    Status(String),
-    /// Send [`Event::Woke`] at this time of the machine's clock.
-    WakeAt(Duration),
-    /// Say `READY=1`.
-    Ready,
-    /// Say `STOPPING=1`.
-    Stopping,
-    /// Have systemd stop the volume's own unit, and so its consumers before it.
-    StopSelf,
-    /// Fail the jobs that wait for the volume's device.
-    FailWaiting,
-    /// Tell the journal.
-    Tell(Story),
-    /// End the process.
-    Exit(Exit),
-}
-
-/// A turn of events that the journal tells, each under a message id of its own.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Story {
-    /// The volume is ready.
-    Ready {
-        /// Whether it was found running and taken over.
-        adopted: bool,
-    },
-    /// A step failed and will be tried again.
-    Waiting {
-        /// Which.
-        step: Step,
-        /// Why.
-        failure: Failure,
-        /// How often it failed so far.
-        attempt: u32,
-        /// How long until the next try.
-        wait: Duration,
-    },
-    /// A step failed for good.
-    Failed {
-        /// Which.
-        step: Step,
-        /// Why.
-        failure: Failure,
-    },
-    /// The backing device was formatted.
-    Formatted,
-    /// The mount went away, or is not the volume's any more.
-    Lost(Failure),
-    /// The volume is stopped: unmounted, closed, detached.
-    Stopped,
-}
 
 /// What the daemon is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -165,6 +37,14 @@ enum Aim {
     Over,
 }
 
+/// What there is to take down again, as far as is known: better once too often than left behind.
+#[derive(Debug, Default)]
+struct Left {
+    attached: bool,
+    mapped: bool,
+    mounted: bool,
+}
+
 /// The state machine of one volume.
 #[derive(Debug)]
 pub struct Machine {
@@ -177,10 +57,7 @@ pub struct Machine {
     aim: Aim,
     running: Option<Step>,
     opening: Opening,
-    /// What there is to take down again, as far as is known: better once too often than left behind.
-    attached: bool,
-    mapped: bool,
-    mounted: bool,
+    left: Left,
     /// Whether the volume was found running.
     adopted: bool,
     /// Whether READY=1 was said.
@@ -204,9 +81,7 @@ impl Machine {
             aim: Aim::Start,
             running: None,
             opening: Opening::Unlock,
-            attached: false,
-            mapped: false,
-            mounted: false,
+            left: Left::default(),
             adopted: false,
             ready: false,
             mounts_changed: false,
@@ -240,20 +115,20 @@ impl Machine {
     fn note_progress(&mut self, event: &Event) {
         match event {
             Event::Surveyed { mapping, mount } => {
-                self.mapped = *mapping == Link::Ours;
-                self.mounted = self.mapped && *mount == Link::Ours;
-                self.adopted = self.mounted;
-                self.attached |= self.mapped;
+                self.left.mapped = *mapping == Link::Ours;
+                self.left.mounted = self.left.mapped && *mount == Link::Ours;
+                self.adopted = self.left.mounted;
+                self.left.attached |= self.left.mapped;
             }
             // A step that fails half-way may leave what it was to make.
-            Event::Attached { .. } | Event::Failed(Step::Attach, _) => self.attached = true,
-            Event::Done(Step::Unlock) | Event::Failed(Step::Unlock, _) => self.mapped = true,
+            Event::Attached { .. } | Event::Failed(Step::Attach, _) => self.left.attached = true,
+            Event::Done(Step::Unlock) | Event::Failed(Step::Unlock, _) => self.left.mapped = true,
             Event::Done(Step::Mount) | Event::Failed(Step::Mount, _) | Event::Abandoned(Step::Mount) => {
-                self.mounted = true;
+                self.left.mounted = true;
             }
-            Event::Done(Step::Unmount) => self.mounted = false,
-            Event::Done(Step::Close) => self.mapped = false,
-            Event::Done(Step::Detach) => self.attached = false,
+            Event::Done(Step::Unmount) => self.left.mounted = false,
+            Event::Done(Step::Close) => self.left.mapped = false,
+            Event::Done(Step::Detach) => self.left.attached = false,
             _ => {}
         }
         let ends = !matches!(event, Event::Begin | Event::Woke | Event::MountsChanged | Event::StopRequested);
@@ -445,11 +320,11 @@ impl Machine {
     fn take_down(&mut self, exit: Exit) -> Vec<Action> {
         let failed = exit != Exit::Stopped && !self.ready;
         let quietly = |machine: &mut Self, step| if failed { machine.run(step) } else { machine.run_saying(step) };
-        if self.mounted {
+        if self.left.mounted {
             quietly(self, Step::Unmount)
-        } else if self.mapped {
+        } else if self.left.mapped {
             quietly(self, Step::Close)
-        } else if self.attached {
+        } else if self.left.attached {
             quietly(self, Step::Detach)
         } else {
             self.aim = Aim::Over;

@@ -120,9 +120,10 @@ impl Daemon {
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut next = Some(Event::Begin);
         loop {
-            let event = match next.take() {
-                Some(event) => event,
-                None => tokio::select! {
+            let event = if let Some(event) = next.take() {
+                event
+            } else {
+                tokio::select! {
                     ended = finish(&mut self.running) => self.take(ended),
                     () = sleep_or_never(self.wake) => {
                         self.wake = None;
@@ -144,7 +145,7 @@ impl Daemon {
                         }
                         Event::MountsChanged
                     }
-                },
+                }
             };
             for action in self.machine.on_event(self.began.elapsed(), event) {
                 match self.act(action).await {

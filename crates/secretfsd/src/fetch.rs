@@ -37,7 +37,7 @@ pub struct Fetched {
 /// Runs the fetcher on `request`. Dropping the future ends the child.
 pub async fn fetch(request: FetchRequest) -> (Result<Fetched, Failure>, AuditTrail) {
     match run(&request).await {
-        Ok((report, key, status)) => judge(report, key, status),
+        Ok((report, key, status)) => judge(&report, key, status),
         Err(error) => {
             let detail = format!("{FETCH_PROGRAM}: {error}");
             (Err(Failure::new(Cause::Internal, detail)), AuditTrail::default())
@@ -83,9 +83,9 @@ fn command(key: OwnedFd) -> io::Result<Command> {
 }
 
 /// Takes a key only from a child that reports it, whole, and ends well.
-fn judge(report: Vec<u8>, key: io::Result<Passphrase>, status: ExitStatus) -> (Result<Fetched, Failure>, AuditTrail) {
+fn judge(report: &[u8], key: io::Result<Passphrase>, status: ExitStatus) -> (Result<Fetched, Failure>, AuditTrail) {
     let unfit = |why: String| Failure::new(Cause::FetchFailed, format!("it ended with {status}{why}"));
-    match serde_json::from_slice(&report) {
+    match serde_json::from_slice(report) {
         Ok(FetchReport::Fetched { form, length, trail }) => {
             let fetched = match key {
                 Ok(key) if status.success() && key.len() == length && length > 0 => Ok(Fetched { key, form }),

@@ -25,7 +25,7 @@ secretfs@NAME.service; by hand it does the same until it is interrupted.
 Exit status: 0 stopped; 64 wrong usage; 75 a failure that may pass; 77 a failure that somebody has to see to.
 ";
 
-/// EX_USAGE of sysexits(3).
+/// `EX_USAGE` of sysexits(3).
 const EXIT_USAGE: u8 = 64;
 
 fn main() -> ExitCode {

@@ -27,7 +27,7 @@ pub fn survey(volume: &Volume) -> Result<Event, Failure> {
 
 /// Reads the whole chain back.
 pub fn verify(volume: &Volume) -> Result<Event, Failure> {
-    let verified = look(volume, |expected, mountinfo, mapping| chain::verify(expected, mountinfo, mapping))?;
+    let verified = look(volume, chain::verify)?;
     match verified {
         Ok(_) => Ok(Event::Done(Step::Verify)),
         Err(fault @ ChainFault::NotMounted(_)) => Err(Failure::new(Cause::MountLost, fault.to_string())),

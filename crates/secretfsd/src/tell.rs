@@ -79,7 +79,7 @@ pub fn key_used(name: &str, trail: &AuditTrail) {
     );
 }
 
-/// The request that CloudTrail knows the failed step by.
+/// The request that `CloudTrail` knows the failed step by.
 fn request_id(step: Step, trail: &AuditTrail) -> Option<&str> {
     let ids = trail.kms_request_id.as_deref().or(trail.s3_request_id.as_deref());
     ids.filter(|_| step == Step::FetchKey)

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::{Config, Source};
+use crate::key::KeyForm;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -321,7 +322,7 @@ fn only_the_configured_file_system_will_do() {
 /// What may come of a step, chosen by `pick`.
 fn outcome(step: Step, pick: u8) -> Event {
     let causes = [Cause::KmsAccessDenied, Cause::AwsUnreachable, Cause::MountLost, Cause::System];
-    if pick % 4 == 0 {
+    if pick.is_multiple_of(4) {
         return failed(step, causes[usize::from(pick / 4) % causes.len()]);
     }
     let link = |bits: u8| match bits % 4 {
@@ -331,9 +332,9 @@ fn outcome(step: Step, pick: u8) -> Event {
     };
     match step {
         Step::Survey => Event::Surveyed { mapping: link(pick / 4), mount: link(pick / 16) },
-        Step::Attach => attached(if pick % 2 == 0 { Contents::Blank } else { ours() }),
+        Step::Attach => attached(if pick.is_multiple_of(2) { Contents::Blank } else { ours() }),
         Step::FetchKey => key(),
-        Step::Inspect => ext4(pick % 2 == 0),
+        Step::Inspect => ext4(pick.is_multiple_of(2)),
         other => Event::Done(other),
     }
 }
