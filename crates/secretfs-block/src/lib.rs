@@ -10,7 +10,9 @@ pub mod inspect;
 pub mod loops;
 pub mod luks;
 pub mod mapping;
+pub mod mountpoint;
 pub mod passphrase;
+pub mod volume;
 
 mod cryptsetup;
 mod tool;

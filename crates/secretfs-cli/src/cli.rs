@@ -31,6 +31,17 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Tell what a start would do to which device, and why, changing nothing
+    ///
+    /// Needs root, to read the devices. The exit status is 1 when a volume would be refused, 4 when there is no such
+    /// volume.
+    Plan {
+        /// Tell only of this volume
+        name: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Validate the configuration, and print the units it gives
     ///
     /// Without FILE, that is /etc/secretfs.toml and /etc/secretfs.toml.d/*.toml. Errors go to standard error, each with

@@ -5,6 +5,7 @@
 mod check;
 mod cli;
 mod generate;
+mod plan;
 mod status;
 
 use std::io::{self, Write};
@@ -17,6 +18,7 @@ use self::cli::{Cli, Command};
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Status { name, json } => status::run(name.as_deref(), json),
+        Command::Plan { name, json } => plan::run(name.as_deref(), json),
         Command::Check { file } => check::run(file.as_deref()),
         Command::Man { directory } => generate::man(&directory).map(|()| ExitCode::SUCCESS),
         Command::Completions { shell } => {

@@ -86,6 +86,10 @@ causes! {
     MountPointBusy = "mount-point-busy", Permanent, "something else is mounted on its mount point", None,
         "unmount it, or give the volume another mount point";
 
+    /// The mount point is no directory.
+    MountPointUnfit = "mount-point-unfit", Permanent, "its mount point is not a directory", None,
+        "make it a directory, or give the volume another mount point";
+
     // Backing devices.
     /// The backing file or device is not there.
     BackingMissing = "backing-missing", Transient, "its backing device is not there", None,

@@ -5,6 +5,7 @@
 pub mod cause;
 pub mod chain;
 pub mod config;
+pub mod forecast;
 pub mod key;
 pub mod machine;
 pub mod name;

@@ -164,8 +164,9 @@ impl Machine {
                 self.on_failure(now, Step::Survey, Failure::new(Cause::ChainBroken, what))
             }
             Event::Surveyed { mapping: Link::Ours, mount: Link::Ours } => self.run_saying(Step::Verify),
-            Event::Surveyed { mapping: Link::Ours, .. } => self.run_saying(Step::Inspect),
-            Event::Surveyed { .. } => self.run_saying(Step::Attach),
+            Event::Surveyed { .. } => self.run_saying(Step::Guard),
+            Event::Done(Step::Guard) if self.left.mapped => self.run_saying(Step::Inspect),
+            Event::Done(Step::Guard) => self.run_saying(Step::Attach),
             Event::Attached { contents, formatted_this_boot } => {
                 match decide_opening(self.lifecycle, &contents, formatted_this_boot) {
                     Ok(opening) => {

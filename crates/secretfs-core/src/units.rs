@@ -131,7 +131,10 @@ fn service_drop_in(volume: &Volume) -> UnitFile {
         unit.push(Entry::new("After", target()));
     }
     let above = parent(volume.mount.as_str());
-    let mut service = Vec::new();
+    let mut service = vec![
+        Entry::new("ReadWritePaths", Value::Paths(vec![format!("-{above}")]))
+            .because("The mount point is made there, and kept unwritable while the volume is locked."),
+    ];
     match &volume.backing {
         Backing::File { path, .. } => {
             unit.push(

@@ -231,6 +231,7 @@ impl Daemon {
         let key = self.key.clone();
         let result = self.worker.run(move || match (step, device, key) {
             (Step::Survey, _, _) => steps::survey(&volume).map(Ended::from),
+            (Step::Guard, _, _) => steps::guard(&volume).map(Ended::from),
             (Step::Attach, _, _) => {
                 steps::attach(&volume).map(|(device, event)| Ended { device: Some(device), ..Ended::from(event) })
             }

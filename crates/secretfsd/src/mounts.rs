@@ -1,18 +1,11 @@
-//! PID 1's table of mounts: what it says, and when it changes.
+//! When PID 1's table of mounts changes.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 
+use secretfs_block::volume::MOUNTINFO;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-
-/// The mounts as PID 1 sees them; the daemon's own sandbox has a few more.
-const MOUNTINFO: &str = "/proc/1/mountinfo";
-
-/// Reads the table.
-pub fn read() -> io::Result<String> {
-    fs::read_to_string(MOUNTINFO)
-}
 
 /// Waits for changes of the table: the kernel reports them as urgent data and an error condition (proc(5)).
 pub struct Watch(AsyncFd<File>);

@@ -21,6 +21,13 @@ pub enum Contents {
     Unknown,
 }
 
+impl Contents {
+    /// Whether it is a LUKS header.
+    pub fn is_luks(&self) -> bool {
+        matches!(self, Self::Luks { .. })
+    }
+}
+
 /// How a volume is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Opening {

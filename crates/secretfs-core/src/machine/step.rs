@@ -10,6 +10,8 @@ use crate::key::Kdf;
 pub enum Step {
     /// Look at what is mapped and mounted under the volume's names.
     Survey,
+    /// Make the mount point unwritable for as long as nothing is mounted on it.
+    Guard,
     /// Have the backing device there, and look at what is on it.
     Attach,
     /// Have the key fetched.
@@ -41,6 +43,7 @@ impl Step {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Survey => "survey",
+            Self::Guard => "guard",
             Self::Attach => "attach",
             Self::FetchKey => "fetch-key",
             Self::Format(_) => "format",
@@ -60,6 +63,7 @@ impl Step {
     pub(super) fn status(self, adopting: bool) -> &'static str {
         match self {
             Self::Survey => "Looking for a volume that is already there",
+            Self::Guard => "Guarding the mount point",
             Self::Attach => "Preparing the backing device",
             Self::FetchKey => "Fetching the key",
             Self::Format(Kdf::Pbkdf2Minimal) => "Formatting the backing device with LUKS2",
@@ -80,7 +84,7 @@ impl Step {
     /// How long it may legitimately take; what `EXTEND_TIMEOUT_USEC=` is told before it runs.
     pub fn limit(self) -> Duration {
         let seconds = match self {
-            Self::Survey | Self::Verify | Self::FinishFormat | Self::Detach => 30,
+            Self::Survey | Self::Guard | Self::Verify | Self::FinishFormat | Self::Detach => 30,
             // Inspection reads samples of the device, twice; a cold network disk takes milliseconds for each.
             Self::Attach | Self::Inspect | Self::Close => 120,
             // S3, KMS and the metadata service, with the SDK's own retries.

@@ -59,6 +59,7 @@ fn up() -> Vec<Event> {
     vec![
         Event::Begin,
         nothing_there(),
+        Event::Done(Step::Guard),
         attached(ours()),
         key(),
         Event::Done(Step::Unlock),
@@ -72,6 +73,7 @@ fn up() -> Vec<Event> {
 fn a_formatted_volume_comes_up() {
     let wanted = vec![
         Action::Run(Step::Survey),
+        Action::Run(Step::Guard),
         Action::Run(Step::Attach),
         Action::Run(Step::FetchKey),
         Action::Run(Step::Unlock),
@@ -90,6 +92,7 @@ fn a_blank_device_is_formatted_first() {
     let events = [
         Event::Begin,
         nothing_there(),
+        Event::Done(Step::Guard),
         attached(Contents::Blank),
         key(),
         Event::Done(Step::Format(Kdf::Pbkdf2Minimal)),
@@ -100,6 +103,7 @@ fn a_blank_device_is_formatted_first() {
     ];
     let wanted = vec![
         Action::Run(Step::Survey),
+        Action::Run(Step::Guard),
         Action::Run(Step::Attach),
         Action::Run(Step::FetchKey),
         Action::Run(Step::Format(Kdf::Pbkdf2Minimal)),
@@ -128,8 +132,9 @@ fn a_running_volume_is_taken_over_without_a_key() {
 
 #[test]
 fn an_open_mapping_is_mounted_without_a_key() {
-    let events = [Event::Begin, Event::Surveyed { mapping: Link::Ours, mount: Link::Absent }, ext4(false)];
-    let wanted = vec![Action::Run(Step::Survey), Action::Run(Step::Inspect), Action::Run(Step::Mount)];
+    let found = Event::Surveyed { mapping: Link::Ours, mount: Link::Absent };
+    let events = [Event::Begin, found, Event::Done(Step::Guard), ext4(false)];
+    let wanted = [Step::Survey, Step::Guard, Step::Inspect, Step::Mount].map(Action::Run).to_vec();
     assert_eq!(drive(&mut persistent(), events), wanted);
 }
 
@@ -138,17 +143,21 @@ fn an_interrupted_mkfs_is_started_over() {
     let events = [
         Event::Begin,
         Event::Surveyed { mapping: Link::Ours, mount: Link::Absent },
+        Event::Done(Step::Guard),
         ext4(true),
         Event::Done(Step::Close),
         nothing_there(),
+        Event::Done(Step::Guard),
         attached(Contents::Luks { ours: true, unfinished: true }),
         key(),
     ];
     let wanted = vec![
         Action::Run(Step::Survey),
+        Action::Run(Step::Guard),
         Action::Run(Step::Inspect),
         Action::Run(Step::Close),
         Action::Run(Step::Survey),
+        Action::Run(Step::Guard),
         Action::Run(Step::Attach),
         Action::Run(Step::FetchKey),
         Action::Run(Step::Format(Kdf::Pbkdf2Minimal)),
@@ -161,6 +170,7 @@ fn a_denial_takes_everything_down_and_fails_for_good() {
     let events = [
         Event::Begin,
         nothing_there(),
+        Event::Done(Step::Guard),
         attached(ours()),
         failed(Step::FetchKey, Cause::KmsAccessDenied),
         Event::Done(Step::Detach),
@@ -168,6 +178,7 @@ fn a_denial_takes_everything_down_and_fails_for_good() {
     let failure = Failure::new(Cause::KmsAccessDenied, "test");
     let wanted = vec![
         Action::Run(Step::Survey),
+        Action::Run(Step::Guard),
         Action::Run(Step::Attach),
         Action::Run(Step::FetchKey),
         Action::DropKey,
@@ -188,6 +199,7 @@ fn an_outage_is_waited_out_and_then_given_up() {
     let last = loop {
         tries += 1;
         machine.on_event(now, nothing_there());
+        machine.on_event(now, Event::Done(Step::Guard));
         machine.on_event(now, attached(ours()));
         let actions = machine.on_event(now, failed(Step::FetchKey, Cause::AwsUnreachable));
         let Some(Action::WakeAt(at)) = actions.last().cloned() else { break actions };
@@ -252,7 +264,7 @@ fn a_stop_unmounts_closes_and_detaches() {
 #[test]
 fn a_stop_abandons_the_fetch() {
     let mut machine = persistent();
-    drive(&mut machine, [Event::Begin, nothing_there(), attached(ours())]);
+    drive(&mut machine, [Event::Begin, nothing_there(), Event::Done(Step::Guard), attached(ours())]);
     let wanted = vec![Action::Stopping, Action::DropKey, Action::Abandon, Action::Run(Step::Detach)];
     assert_eq!(drive(&mut machine, [Event::StopRequested, Event::Abandoned(Step::FetchKey)]), wanted);
 }

@@ -1,0 +1,120 @@
+//! One configured volume as it is on this machine now: what the daemon decides by, and what the command shows.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use secretfs_core::cause::{Cause, Failure};
+use secretfs_core::chain::{self, ChainFault, Expected, Link, Mapping, Verified};
+use secretfs_core::config::{Backing, Volume};
+use secretfs_core::machine::Contents;
+use secretfs_core::paths::RUNTIME_DIR;
+
+use crate::device::{self, DevicePath};
+use crate::{inspect, loops, luks, mapping};
+
+/// The mounts as PID 1 sees them; a sandboxed daemon has a few more of its own.
+pub const MOUNTINFO: &str = "/proc/1/mountinfo";
+
+/// The backing device, if it is there and, for a file, attached.
+pub fn backing_device(backing: &Backing) -> Result<Option<DevicePath>, Failure> {
+    match backing {
+        Backing::File { path, .. } => loops::find_loop(Path::new(path)).map_err(|error| error.failure()),
+        Backing::Device { path } => match device::resolve(Path::new(path)) {
+            Ok(device) => Ok(Some(device)),
+            Err(device::DeviceError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error.failure()),
+        },
+    }
+}
+
+/// Looks at what is mapped under the volume's name, and at what is mounted on its mount point.
+pub fn survey(volume: &Volume) -> Result<(Link, Link), Failure> {
+    look(volume, |expected, mountinfo, mapping| {
+        (chain::survey_mapping(expected, mapping), chain::survey_mount(expected, mountinfo, mapping))
+    })
+}
+
+/// Reads the whole chain back, from the mount to the backing device.
+pub fn verify(volume: &Volume) -> Result<Verified, Failure> {
+    let verified = look(volume, chain::verify)?;
+    verified.map_err(|fault| {
+        let cause = match fault {
+            ChainFault::NotMounted(_) => Cause::MountLost,
+            ChainFault::Foreign(_) => Cause::ChainBroken,
+        };
+        Failure::new(cause, fault.to_string())
+    })
+}
+
+/// Reads the facts of the chain, and lets `judge` judge them.
+fn look<T>(volume: &Volume, judge: impl FnOnce(Expected<'_>, &str, Option<&Mapping>) -> T) -> Result<T, Failure> {
+    let mapper = volume.name.mapper();
+    let backing = match backing_device(&volume.backing)? {
+        Some(device) => Some(device::facts(&device).map_err(|error| error.failure())?.number.to_string()),
+        None => None,
+    };
+    let mapping = mapping::active(&mapper).map_err(|error| error.failure())?;
+    let mountinfo = fs::read_to_string(MOUNTINFO).map_err(|error| system(MOUNTINFO.as_ref(), &error))?;
+    let expected = Expected { mount: &volume.mount, mapper: &mapper, backing: backing.as_deref() };
+    Ok(judge(expected, &mountinfo, mapping.as_ref()))
+}
+
+/// What is on `device`, the volume's backing or its mapping, in the terms of the core.
+pub fn contents(volume: &Volume, device: &DevicePath) -> Result<Contents, Failure> {
+    let mapper = volume.name.mapper();
+    Ok(match inspect::inspect(device).map_err(|error| error.failure())? {
+        inspect::Contents::Blank => Contents::Blank,
+        inspect::Contents::Luks(header) => {
+            Contents::Luks { ours: header.is_ours(&mapper), unfinished: header.is_interrupted(&mapper) }
+        }
+        inspect::Contents::Signature { kind, .. } => Contents::Signature(kind),
+        inspect::Contents::Unknown { .. } => Contents::Unknown,
+    })
+}
+
+/// What is in the volume's backing file while it is not attached, and whether this boot formatted it; no contents when
+/// there is no such file.
+pub fn detached_file(volume: &Volume, path: &Path) -> Result<(Option<Contents>, bool), Failure> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.len() == 0 => Ok((Some(Contents::Blank), false)),
+        Ok(_) => {
+            let file = DevicePath::at(path.to_string_lossy());
+            let contents = contents(volume, &file)?;
+            let this_boot = contents.is_luks() && formatted_this_boot(volume, &file)?;
+            Ok((Some(contents), this_boot))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((None, false)),
+        Err(error) => Err(system(path, &error)),
+    }
+}
+
+/// Notes for this boot that the volume was formatted in it; `/run` is empty after a reboot.
+pub fn note_format(volume: &Volume, device: &DevicePath) -> Result<(), Failure> {
+    let path = boot_note(volume);
+    fs::write(&path, luks_uuid(device)?).map_err(|error| system(&path, &error))
+}
+
+/// Whether the LUKS header on `device` was made in this boot.
+pub fn formatted_this_boot(volume: &Volume, device: &DevicePath) -> Result<bool, Failure> {
+    let path = boot_note(volume);
+    match fs::read_to_string(&path) {
+        Ok(uuid) => Ok(uuid == luks_uuid(device)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(system(&path, &error)),
+    }
+}
+
+fn boot_note(volume: &Volume) -> PathBuf {
+    Path::new(RUNTIME_DIR).join(format!("{}.formatted", volume.name))
+}
+
+fn luks_uuid(device: &DevicePath) -> Result<String, Failure> {
+    let header = luks::header(device).map_err(|error| error.failure())?;
+    let header = header.ok_or_else(|| Failure::new(Cause::HeaderBroken, format!("{device} has no LUKS header")))?;
+    Ok(header.uuid)
+}
+
+fn system(path: &Path, error: &io::Error) -> Failure {
+    Failure::new(Cause::System, format!("{}: {error}", path.display()))
+}

@@ -1,0 +1,127 @@
+//! `secretfs plan`: what a start would do to which device, and why; looks only.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::process::ExitCode;
+
+use secretfs_block::{DevicePath, device, volume as facts};
+use secretfs_core::cause::Failure;
+use secretfs_core::config::{Backing, Config, Volume};
+use secretfs_core::forecast::{Deed, Findings, Forecast, forecast};
+use serde::Serialize;
+
+/// There is no such volume, as in `secretfs status`.
+const NO_SUCH_VOLUME: u8 = 4;
+
+/// What would happen to one volume, as `--json` prints it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Plan {
+    name: String,
+    deed: Deed,
+    /// The backing file or device, as it is configured.
+    backing: Option<String>,
+    /// The device behind it, if it is there.
+    device: Option<String>,
+    mount: Option<String>,
+    why: String,
+    /// The cause's code, where nothing would be done.
+    cause: Option<&'static str>,
+    hint: Option<String>,
+}
+
+/// Tells what a start of the volume `only`, or of each, would do.
+pub fn run(only: Option<&str>, json: bool) -> io::Result<ExitCode> {
+    let config = secretfs_generator::read_config(Path::new("/"));
+    let plans = plan_all(&config, only);
+    if plans.is_empty() {
+        eprintln!("secretfs: there is no such volume\nhint: `secretfs status` shows all");
+        return Ok(ExitCode::from(NO_SUCH_VOLUME));
+    }
+    let mut out = io::stdout().lock();
+    if json {
+        serde_json::to_writer_pretty(&mut out, &plans)?;
+        writeln!(out)?;
+    } else {
+        out.write_all(plans.iter().map(render).collect::<String>().as_bytes())?;
+    }
+    out.flush()?;
+    let refused = plans.iter().any(|plan| plan.deed == Deed::Refuse);
+    Ok(if refused { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn plan_all(config: &Config, only: Option<&str>) -> Vec<Plan> {
+    let wanted = |name: &str| only.is_none_or(|only| only == name);
+    let sound = config.volumes.values().filter(|volume| wanted(volume.name.as_str())).map(plan);
+    let refused = config.refused.iter().filter(|(name, _)| wanted(name.as_str())).map(|(name, refused)| Plan {
+        name: name.to_string(),
+        deed: Deed::Refuse,
+        backing: None,
+        device: None,
+        mount: refused.mount.as_ref().map(ToString::to_string),
+        why: refused.errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+        cause: Some(secretfs_core::cause::Cause::Config.code()),
+        hint: refused.errors.first().and_then(|error| error.hint.clone()),
+    });
+    sound.chain(refused).collect()
+}
+
+fn plan(volume: &Volume) -> Plan {
+    let (device, forecast) = match look(volume) {
+        Ok((device, findings)) => (device, forecast(volume, findings)),
+        Err(failure) => (None, Forecast { deed: Deed::Refuse, why: failure.to_string(), failure: Some(failure) }),
+    };
+    Plan {
+        name: volume.name.to_string(),
+        deed: forecast.deed,
+        backing: Some(volume.backing.path().to_owned()),
+        device: device.map(|device| device.to_string()),
+        mount: Some(volume.mount.to_string()),
+        why: forecast.why,
+        cause: forecast.failure.as_ref().map(|failure| failure.cause.code()),
+        hint: forecast.failure.map(|failure| failure.cause.row().hint.to_owned()),
+    }
+}
+
+fn look(volume: &Volume) -> Result<(Option<DevicePath>, Findings), Failure> {
+    let (mapping, mount) = facts::survey(volume)?;
+    let mut findings = Findings { mapping, mount, contents: None, users: None, formatted_this_boot: false };
+    let device = facts::backing_device(&volume.backing)?;
+    match (&device, &volume.backing) {
+        (Some(device), _) => {
+            let users = device::facts(device).map_err(|error| error.failure())?.users();
+            findings.users = users.map(|users| format!("{device} {users}"));
+            let contents = facts::contents(volume, device)?;
+            findings.formatted_this_boot = contents.is_luks() && facts::formatted_this_boot(volume, device)?;
+            findings.contents = Some(contents);
+        }
+        (None, Backing::File { path, .. }) => {
+            (findings.contents, findings.formatted_this_boot) = facts::detached_file(volume, Path::new(path))?;
+        }
+        (None, Backing::Device { .. }) => {}
+    }
+    Ok((device, findings))
+}
+
+fn render(plan: &Plan) -> String {
+    let name = &plan.name;
+    let backing = plan.backing.as_deref().unwrap_or("its backing");
+    let device = plan.device.as_ref().filter(|device| Some(*device) != plan.backing.as_ref());
+    let backing = device.map_or_else(|| backing.to_owned(), |device| format!("{backing} ({device})"));
+    let mount = plan.mount.as_deref().unwrap_or("its mount point");
+    let why = &plan.why;
+    let mut text = match plan.deed {
+        Deed::TakeOver => format!("{name}: take over what is mounted at {mount}, changing nothing: {why}\n"),
+        Deed::Mount => format!("{name}: mount it at {mount}: {why}\n"),
+        Deed::Create => format!("{name}: make {backing}, FORMAT it and mount it at {mount}: {why}\n"),
+        Deed::Format => format!("{name}: FORMAT {backing} and mount it at {mount}: {why}\n"),
+        Deed::Unlock => format!("{name}: unlock {backing} and mount it at {mount}: {why}\n"),
+        Deed::Wait => format!("{name}: wait for {backing}: {why}\n"),
+        Deed::Refuse => format!("{name}: refuse to touch {backing}: {why}\n"),
+    };
+    if let Some(hint) = &plan.hint {
+        let _ = writeln!(text, "  hint: {hint}");
+    }
+    text
+}

@@ -1,0 +1,140 @@
+//! What a start would do, told beforehand by the same decisions.
+
+use serde::Serialize;
+
+use crate::cause::{Cause, Failure};
+use crate::chain::Link;
+use crate::config::{Backing, Volume};
+use crate::machine::{Contents, Opening, decide_opening};
+
+/// What was found, by looking only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Findings {
+    /// What is mapped under the volume's name.
+    pub mapping: Link,
+    /// What is mounted on its mount point.
+    pub mount: Link,
+    /// What is on its backing; nothing when the backing is not there.
+    pub contents: Option<Contents>,
+    /// Who uses the backing device.
+    pub users: Option<String>,
+    /// Whether this boot has formatted it already.
+    pub formatted_this_boot: bool,
+}
+
+/// What a start would do with the volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Deed {
+    /// Verify it and leave it as it is.
+    TakeOver,
+    /// Mount what is open already.
+    Mount,
+    /// Make the backing file, and format it.
+    Create,
+    /// Format the backing.
+    Format,
+    /// Unlock what is there.
+    Unlock,
+    /// Wait for the backing device.
+    Wait,
+    /// Touch nothing.
+    Refuse,
+}
+
+/// A start, told beforehand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forecast {
+    /// What would be done.
+    pub deed: Deed,
+    /// Why that.
+    pub why: String,
+    /// Why nothing would be done, for [`Deed::Refuse`] and [`Deed::Wait`].
+    pub failure: Option<Failure>,
+}
+
+/// Tells what a start of `volume` would do.
+pub fn forecast(volume: &Volume, findings: Findings) -> Forecast {
+    let tell = |deed, why: &str| Forecast { deed, why: why.to_owned(), failure: None };
+    let stop = |deed, failure: Failure| Forecast { deed, why: failure.to_string(), failure: Some(failure) };
+    match (findings.mapping, findings.mount) {
+        (_, Link::Foreign(what)) => return stop(Deed::Refuse, Failure::new(Cause::MountPointBusy, what)),
+        (Link::Foreign(what), _) => return stop(Deed::Refuse, Failure::new(Cause::ChainBroken, what)),
+        (Link::Ours, Link::Ours) => return tell(Deed::TakeOver, "it is unlocked and mounted"),
+        (Link::Ours, Link::Absent) => return tell(Deed::Mount, "it is unlocked and not mounted"),
+        (Link::Absent, _) => {}
+    }
+    if let Some(users) = findings.users {
+        return stop(Deed::Refuse, Failure::new(Cause::DeviceBusy, users));
+    }
+    let contents = match (findings.contents, &volume.backing) {
+        (Some(contents), _) => contents,
+        (None, Backing::File { .. }) => return tell(Deed::Create, "there is no such file yet"),
+        (None, Backing::Device { path }) => {
+            return stop(Deed::Wait, Failure::new(Cause::BackingMissing, format!("{path} is not there")));
+        }
+    };
+    let why = match &contents {
+        Contents::Blank => "it is proven blank",
+        Contents::Luks { ours: true, unfinished: true } => "its last format was not finished",
+        Contents::Luks { .. } if findings.formatted_this_boot => "this boot has formatted it",
+        Contents::Luks { ours: true, .. } => "it carries a volume of this name",
+        Contents::Luks { ours: false, .. } => "it carries a LUKS header that was made elsewhere",
+        Contents::Signature(_) | Contents::Unknown => "",
+    };
+    match decide_opening(volume.lifecycle, &contents, findings.formatted_this_boot) {
+        Ok(Opening::Format) => tell(Deed::Format, &format!("it is {}, and {why}", volume.lifecycle.as_str())),
+        Ok(Opening::Unlock) => tell(Deed::Unlock, &format!("it is {}, and {why}", volume.lifecycle.as_str())),
+        Err(failure) => stop(Deed::Refuse, failure),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Source};
+
+    fn volume(lifecycle: &str, backing: &str) -> Volume {
+        let text = format!(
+            "[volume.v]\nmount = \"/mnt/v\"\nlifecycle = \"{lifecycle}\"\nbacking = {backing}\n\
+             key = {{ source = \"s3+kms\", bucket = \"b\", object = \"o\", kms-key = \"k\" }}\n"
+        );
+        let config = Config::parse(&[Source { path: "test.toml".to_owned(), text }]);
+        config.volumes.into_values().next().expect("the text above is a volume")
+    }
+
+    fn found(contents: Option<Contents>) -> Findings {
+        Findings { mapping: Link::Absent, mount: Link::Absent, contents, users: None, formatted_this_boot: false }
+    }
+
+    #[test]
+    fn each_deed() {
+        let file = volume("persistent", "{ file = \"/srv/v.img\", size = \"64MiB\" }");
+        let disk = volume("ephemeral", "{ device = \"/dev/disk/by-id/v\" }");
+        let ours = Contents::Luks { ours: true, unfinished: false };
+        let busy = Findings { users: Some("is mounted on /srv".to_owned()), ..found(Some(ours.clone())) };
+        let up = |mount| Findings { mapping: Link::Ours, mount, ..found(None) };
+        let other = Link::Foreign("tmpfs".to_owned());
+        let signature = Contents::Signature("xfs".to_owned());
+        for (volume, findings, deed, cause) in [
+            (&file, found(None), Deed::Create, None),
+            (&file, found(Some(Contents::Blank)), Deed::Format, None),
+            (&file, found(Some(ours.clone())), Deed::Unlock, None),
+            (&file, up(Link::Ours), Deed::TakeOver, None),
+            (&file, up(Link::Absent), Deed::Mount, None),
+            (&file, up(other.clone()), Deed::Refuse, Some(Cause::MountPointBusy)),
+            (&file, Findings { mapping: other, ..found(None) }, Deed::Refuse, Some(Cause::ChainBroken)),
+            (&file, found(Some(signature)), Deed::Refuse, Some(Cause::ForeignSignature)),
+            (&disk, found(None), Deed::Wait, Some(Cause::BackingMissing)),
+            (&disk, found(Some(Contents::Unknown)), Deed::Refuse, Some(Cause::NotBlank)),
+            (&disk, found(Some(ours.clone())), Deed::Format, None),
+            (&disk, Findings { formatted_this_boot: true, ..found(Some(ours)) }, Deed::Unlock, None),
+            (&disk, busy, Deed::Refuse, Some(Cause::DeviceBusy)),
+        ] {
+            let forecast = forecast(volume, findings.clone());
+            let told = (forecast.deed, forecast.failure.map(|failure| failure.cause));
+            assert_eq!(told, (deed, cause), "{findings:?}");
+            assert!(!forecast.why.is_empty(), "{findings:?}");
+        }
+    }
+}
