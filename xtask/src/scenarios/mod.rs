@@ -1,0 +1,73 @@
+//! What must hold in a booted machine, by name.
+
+mod aws;
+mod bad_input;
+mod boot;
+mod consumers;
+mod guest;
+mod legacy;
+mod volumes;
+
+use anyhow::Result;
+
+use crate::vm::Rig;
+
+/// One scenario.
+pub(crate) struct Scenario {
+    /// How it is reported and chosen.
+    pub(crate) name: &'static str,
+    /// Its steps; an error is a failure.
+    pub(crate) run: fn(&mut Rig) -> Result<()>,
+}
+
+/// Every scenario, in the order in which they run.
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "start and stop by hand", run: volumes::start_and_stop },
+    Scenario { name: "xfs on a disk, twice", run: volumes::xfs_on_a_disk },
+    Scenario { name: "consumer with Requires=+After=", run: consumers::requires_and_after },
+    Scenario { name: "consumer with RequiresMountsFor= only", run: consumers::requires_mounts_for },
+    Scenario { name: "consumer named in the configuration", run: consumers::named_in_configuration },
+    Scenario {
+        name: "at boot through the generator's links, ordered after the network, no ordering cycle in the journal",
+        run: boot::at_boot,
+    },
+    Scenario {
+        name: "reboot, volume comes back (persistent) and comes back fresh (ephemeral)",
+        run: boot::reboot_persistent_and_ephemeral,
+    },
+    Scenario {
+        name: "power-off: consumers stop, unmount, close, in that order, nothing \"busy\"",
+        run: boot::power_off,
+    },
+    Scenario { name: "power cut: the persistent volume comes back", run: boot::power_cut },
+    Scenario {
+        name: "`kill -9` of the daemon: mount stays, the restarted instance adopts, READY again",
+        run: volumes::kill_the_daemon,
+    },
+    Scenario { name: "daemon-reload and daemon-reexec while active", run: volumes::reload_and_reexec },
+    Scenario {
+        name: "KMS denies: service failed with the cause and the hint in STATUS= and journal, no consumer started, nothing under /mnt/secretfs written",
+        run: aws::kms_denies,
+    },
+    Scenario { name: "no role: waits with the cause, comes up when the role is attached", run: aws::no_role },
+    Scenario { name: "object missing", run: aws::object_missing },
+    Scenario { name: "wrong encryption context", run: aws::wrong_encryption_context },
+    Scenario { name: "damaged ciphertext", run: aws::damaged_ciphertext },
+    Scenario { name: "emulator down at boot, up 20 s later: the volume comes up by itself", run: aws::down_at_boot },
+    Scenario { name: "a second volume is broken: the first is unaffected", run: volumes::second_volume_broken },
+    Scenario { name: "external `umount`: noticed, acted on, said", run: volumes::external_umount },
+    Scenario { name: "the recipe's legacy: its file is opened with its data intact", run: legacy::made_by_the_recipe },
+    Scenario {
+        name: "the recipe's legacy: plain cryptsetup opens what secretfs made",
+        run: legacy::opened_by_cryptsetup,
+    },
+    Scenario { name: "bad input: a malformed or unknown key", run: bad_input::malformed_or_unknown_key },
+    Scenario { name: "bad input: two volumes on one mount point or one device", run: bad_input::two_on_one },
+    Scenario {
+        name: "bad input: a mount point that is not absolute or lies below another volume",
+        run: bad_input::mount_points,
+    },
+    Scenario { name: "bad input: names systemd can't carry", run: bad_input::names },
+    Scenario { name: "bad input: a file where a device is expected", run: bad_input::file_for_device },
+    Scenario { name: "bad input: a foreign file system on the device", run: bad_input::foreign_file_system },
+];
