@@ -1,6 +1,7 @@
 # Run in the guest before each scenario: ends and removes what the one before left.
 systemctl stop 'rig-*.service' 'secretfs@*.service'
 rm -rf /etc/secretfs.toml /etc/secretfs.toml.d /etc/systemd/system/rig-*.service \
+    /etc/systemd/system/secretfs@.service.d /run/secretfs/crash \
     /etc/systemd/system/multi-user.target.wants/rig-*.service /srv/rig
 systemctl daemon-reload
 systemctl reset-failed

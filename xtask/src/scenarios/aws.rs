@@ -30,6 +30,10 @@ pub(super) fn kms_denies(rig: &mut Rig) -> Result<()> {
     let volume = Volume::scratch();
     rig.aws.set_role(Role::Denied)?;
     check_refused(rig, &volume, "kms-access-denied")?;
+    let fields =
+        "MESSAGE_ID=279b356bb7e44efa91123fee3ca1d3b0 VOLUME=scratch STEP=fetch-key SECRETFS_CAUSE=kms-access-denied";
+    let records = rig.vm.ok(&format!("journalctl --quiet --boot --output=cat {fields}"))?;
+    ensure!(!records.is_empty(), "no record has the fields {fields}");
     // Once it is allowed, a plain start is all that is needed.
     rig.aws.set_role(Role::Reader)?;
     rig.vm.ok("systemctl start rig-app")?;

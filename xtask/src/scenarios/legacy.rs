@@ -52,6 +52,8 @@ pub(super) fn made_by_the_recipe(rig: &mut Rig) -> Result<()> {
     rig.vm.ok("systemctl stop secretfs@scratch")?;
     volume.check_gone(rig)?;
     ensure!(rig.vm.ok(header)? == before, "the recipe's LUKS header was replaced");
+    let journal = rig.journal()?;
+    ensure!(!journal.contains(CLEARTEXT), "the key stands in the journal");
     Ok(())
 }
 

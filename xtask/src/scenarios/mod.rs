@@ -4,8 +4,11 @@ mod aws;
 mod bad_input;
 mod boot;
 mod consumers;
+mod crash;
 mod guest;
+mod kernel;
 mod legacy;
+mod plan;
 mod volumes;
 
 use anyhow::Result;
@@ -23,6 +26,8 @@ pub(crate) struct Scenario {
 /// Every scenario, in the order in which they run.
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "start and stop by hand", run: volumes::start_and_stop },
+    Scenario { name: "the tests that need root, loop devices and dm-crypt", run: kernel::ignored_tests },
+    Scenario { name: "plan: every deed is told before it is done, and nothing is changed", run: plan::told_and_done },
     Scenario { name: "xfs on a disk, twice", run: volumes::xfs_on_a_disk },
     Scenario { name: "consumer with Requires=+After=", run: consumers::requires_and_after },
     Scenario { name: "consumer with RequiresMountsFor= only", run: consumers::requires_mounts_for },
@@ -60,6 +65,19 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "the recipe's legacy: plain cryptsetup opens what secretfs made",
         run: legacy::opened_by_cryptsetup,
+    },
+    Scenario {
+        name: "crash: the daemon is killed after each action of a first start",
+        run: crash::kill_while_formatting,
+    },
+    Scenario {
+        name: "crash: the daemon is killed after each action of a start with data",
+        run: crash::kill_while_opening,
+    },
+    Scenario { name: "crash: the daemon is killed after each action of a stop", run: crash::kill_while_stopping },
+    Scenario {
+        name: "crash: the power is cut after each action of a first start",
+        run: crash::power_cut_while_formatting,
     },
     Scenario { name: "bad input: a malformed or unknown key", run: bad_input::malformed_or_unknown_key },
     Scenario { name: "bad input: two volumes on one mount point or one device", run: bad_input::two_on_one },

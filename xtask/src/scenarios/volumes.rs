@@ -15,8 +15,8 @@ pub(super) fn start_and_stop(rig: &mut Rig) -> Result<()> {
 
     rig.vm.ok("systemctl start secretfs@scratch")?;
     volume.check_up(rig)?;
-    rig.vm.ok("secretfs status scratch")?;
-    rig.vm.ok("secretfs status --json")?;
+    check_status(rig)?;
+    check_audit(rig)?;
     let features = rig.vm.ok("dumpe2fs -h /dev/mapper/secretfs-scratch 2>/dev/null | grep 'Filesystem features:'")?;
     ensure!(features.contains("has_journal") && features.contains("dir_index"), "{features}");
     let file = rig.vm.ok("stat --format '%a %U %G' /var/lib/secretfs/scratch.img")?;
@@ -32,6 +32,39 @@ pub(super) fn start_and_stop(rig: &mut Rig) -> Result<()> {
     rig.vm.fails(&format!("sync; grep --text '{MARKER}' /var/lib/secretfs/scratch.img"))?;
     rig.check_guarded("/mnt/secretfs")?;
     rig.check_quiet_journal()
+}
+
+/// `secretfs status` tells what the kernel says.
+fn check_status(rig: &Rig) -> Result<()> {
+    rig.vm.ok("secretfs status scratch")?;
+    let reports: serde_json::Value = serde_json::from_str(&rig.vm.ok("secretfs status --json")?)?;
+    let wanted = serde_json::json!({
+        "state": "ready",
+        "mount": "/mnt/secretfs",
+        "mounted": true,
+        "filesystem": "ext4",
+        "cipher": "aes-xts-plain64",
+        "key-bits": 512,
+        "sector-size": 4096,
+        "backing": "/var/lib/secretfs/scratch.img",
+    });
+    for (key, wanted) in wanted.as_object().expect("an object") {
+        ensure!(reports[0][key] == *wanted, "`{key}` should be {wanted}: {reports:#}");
+    }
+    // Anybody may look; what needs root is left out.
+    rig.vm.ok("runuser -u nobody -- secretfs status scratch | grep ready").map(|_| ())
+}
+
+/// The use of the key is one record, with what joins it to CloudTrail, and the catalog explains it.
+fn check_audit(rig: &Rig) -> Result<()> {
+    let used = "journalctl --quiet --boot MESSAGE_ID=2b89c100500b44a7b2b52b09b716b6c7 VOLUME=scratch --lines=1";
+    let record: serde_json::Value = serde_json::from_str(&rig.vm.ok(&format!("{used} --output=json"))?)?;
+    for field in ["AWS_REQUEST_ID", "S3_REQUEST_ID", "KMS_KEY_ARN", "STEP"] {
+        ensure!(record[field].as_str().is_some_and(|value| !value.is_empty()), "no {field}: {record:#}");
+    }
+    let explained = rig.vm.ok(&format!("{used} --catalog"))?;
+    ensure!(explained.contains("Defined-By: secretfs"), "{explained}");
+    Ok(())
 }
 
 /// A persistent volume keeps its data and its header from one start to the next.
