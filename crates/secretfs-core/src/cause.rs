@@ -70,6 +70,9 @@ causes! {
     /// systemd did not do what was asked of it.
     Systemd = "systemd", Transient, "systemd could not be asked", None,
         "see `systemctl list-jobs` and `journalctl -b _PID=1`";
+    /// systemd has no mount unit for the volume.
+    UnitsMissing = "units-missing", Permanent, "systemd does not know its mount unit", None,
+        "run `systemctl daemon-reload`, so that the units are made from the configuration as it is now";
     /// The mount unit failed.
     MountFailed = "mount-failed", Permanent, "the mount unit failed", None,
         "see `systemctl status` of the mount unit; is the mount point busy or not a directory?";

@@ -27,6 +27,9 @@ const TIMEOUT_MARGIN: Duration = Duration::from_secs(20);
 /// systemd answers at once; the loop stands still for this long at most, when the volume is lost already.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
 
+/// How systemd refuses a unit of which it has no file (org.freedesktop.systemd1(5)).
+const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
+
 /// What came of a step besides the event for the state machine.
 struct Ended {
     event: Event,
@@ -293,6 +296,10 @@ async fn mount(manager: Manager, volume: Arc<Volume>) -> Ended {
         Ok(result) => {
             let failure = Failure::new(Cause::MountFailed, format!("the job of {unit} ended with: {result}"));
             Event::Failed(Step::Mount, failure).into()
+        }
+        // The configuration was changed, and systemd has not read the units that come of it.
+        Err(error) if error.refusal() == Some(NO_SUCH_UNIT) => {
+            Event::Failed(Step::Mount, Failure::new(Cause::UnitsMissing, unit.to_string())).into()
         }
         Err(error) => Event::Failed(Step::Mount, error.failure()).into(),
     }

@@ -30,7 +30,7 @@ pub(super) fn kill_while_formatting(rig: &mut Rig) -> Result<()> {
 }
 
 pub(super) fn kill_while_opening(rig: &mut Rig) -> Result<()> {
-    each_action(rig, Crash::Kill, "open", |rig, volume| write_and_stop(rig, volume), true)
+    each_action(rig, Crash::Kill, "open", write_and_stop, true)
 }
 
 pub(super) fn kill_while_stopping(rig: &mut Rig) -> Result<()> {

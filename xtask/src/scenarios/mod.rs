@@ -49,6 +49,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "`kill -9` of the daemon: mount stays, the restarted instance adopts, READY again",
         run: volumes::kill_the_daemon,
     },
+    Scenario { name: "daemon-reload forgotten after a change: said", run: volumes::reload_forgotten },
     Scenario { name: "daemon-reload and daemon-reexec while active", run: volumes::reload_and_reexec },
     Scenario {
         name: "KMS denies: service failed with the cause and the hint in STATUS= and journal, no consumer started, nothing under /mnt/secretfs written",

@@ -122,6 +122,18 @@ pub(super) fn kill_the_daemon(rig: &mut Rig) -> Result<()> {
     rig.check_quiet_journal()
 }
 
+/// A configuration that systemd has not read yet is told from one that does not work.
+pub(super) fn reload_forgotten(rig: &mut Rig) -> Result<()> {
+    let volume = Volume::scratch();
+    rig.vm.put_file("/etc/secretfs.toml", volume.toml())?;
+    rig.vm.fails("systemctl start secretfs@scratch")?;
+    rig.check_failed("secretfs@scratch.service", "units-missing")?;
+    rig.check_said("secretfs@scratch.service", &["systemctl daemon-reload"])?;
+    volume.check_gone(rig)?;
+    rig.vm.ok("systemctl daemon-reload && systemctl start secretfs@scratch")?;
+    volume.check_up(rig)
+}
+
 pub(super) fn reload_and_reexec(rig: &mut Rig) -> Result<()> {
     let volume = Volume::scratch();
     rig.configure(&[&volume])?;
