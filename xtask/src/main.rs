@@ -41,6 +41,8 @@ enum Verb {
         #[arg(long)]
         update: bool,
     },
+    /// Measure: deriving keys, inspecting devices, planning units
+    Bench,
     /// Check which crate may reach which
     CheckDeps,
     /// Boot a virtual machine, install the package there and run the scenarios
@@ -71,6 +73,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Setup => setup::setup(),
         Verb::Dist { profile } => dist::dist(profile).map(|_| ()),
         Verb::Golden { update } => test::golden(update),
+        Verb::Bench => test::bench(),
         Verb::CheckDeps => deps::check(),
         Verb::Vm(arguments) => vm::vm(&arguments),
         Verb::Test => test::test(),

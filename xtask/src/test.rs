@@ -38,6 +38,15 @@ pub(crate) fn golden(update: bool) -> Result<()> {
     Ok(())
 }
 
+/// Prints figures of optimised builds. They are for comparing within one run, and nothing is expected of them.
+pub(crate) fn bench() -> Result<()> {
+    setup::setup()?;
+    for package in ["secretfs-block", "secretfs-generator"] {
+        cargo(&["test", "--release", "--quiet", "--package", package, "figures", "--", "--ignored", "--nocapture"])?;
+    }
+    Ok(())
+}
+
 fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     println!("test: {name}");
     let begun = Instant::now();

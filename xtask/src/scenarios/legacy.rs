@@ -49,11 +49,28 @@ pub(super) fn made_by_the_recipe(rig: &mut Rig) -> Result<()> {
     rig.vm.ok("systemctl start secretfs@scratch")?;
     volume.check_up(rig)?;
     rig.vm.ok("grep 'written by the recipe' /mnt/secretfs/file")?;
+    check_memory(rig)?;
     rig.vm.ok("systemctl stop secretfs@scratch")?;
     volume.check_gone(rig)?;
     ensure!(rig.vm.ok(header)? == before, "the recipe's LUKS header was replaced");
     let journal = rig.journal()?;
     ensure!(!journal.contains(CLEARTEXT), "the key stands in the journal");
+    Ok(())
+}
+
+/// The daemon that holds the volume holds no key any more: not one page of it has the text.
+fn check_memory(rig: &Rig) -> Result<()> {
+    let found = |text: &str| {
+        rig.vm.ok(&format!(
+            "pid=$(systemctl show --value --property MainPID secretfs@scratch)
+             while IFS='- ' read -r start end access _; do
+                 [[ $access == r* ]] || continue
+                 dd if=/proc/$pid/mem bs=4096 skip=$((0x$start / 4096)) count=$(((0x$end - 0x$start) / 4096)) status=none
+             done < <(grep -v -e vvar -e vsyscall /proc/$pid/maps) | grep --text --count '{text}' || true"
+        ))
+    };
+    ensure!(found("/mnt/secretfs")?.trim() != "0", "the daemon's memory was not read");
+    ensure!(found(CLEARTEXT)?.trim() == "0", "the key is still in the daemon's memory");
     Ok(())
 }
 
