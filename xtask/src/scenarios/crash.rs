@@ -73,6 +73,8 @@ fn each_action(
     let volume = Volume::data(DISK_A);
     install(rig)?;
     rig.configure(&[&volume])?;
+    rig.add_consumer("rig-app.service", "/mnt/data", "Requires=secretfs@data.service\nAfter=secretfs@data.service")?;
+    rig.add_consumer("rig-mount.service", "/mnt/data", "RequiresMountsFor=/mnt/data")?;
     if has_data {
         wipe(rig)?;
     }
@@ -87,7 +89,7 @@ fn each_action(
             }
             Crash::PowerCut => {
                 order(rig, "hang", action)?;
-                rig.vm.ok("systemctl start --no-block secretfs@data")?;
+                rig.vm.ok("systemctl start --no-block rig-app rig-mount")?;
                 rig.vm.wait_until(
                     "the action is reached, or the volume is up",
                     "test -e /run/secretfs/hung || systemctl is-active secretfs@data",
@@ -95,6 +97,7 @@ fn each_action(
                 )?;
                 let crashed = !take_back(rig)?;
                 if crashed {
+                    check_dark(rig)?;
                     rig.vm.power_cut()?;
                     rig.vm.boot()?;
                     // The volume is started by the boot; a preloaded library that waits for no order does nothing.
@@ -113,6 +116,9 @@ fn each_action(
         if !crashed {
             let how = if crash == Crash::Kill { "daemon killed" } else { "power cut" };
             println!("{what}, {how}: {} of {} crashes recovered", action - 1, action - 1);
+            if crash == Crash::PowerCut {
+                println!("{what}, hung at each of them: no consumer started, nothing on the root file system");
+            }
             ensure!(action > 8, "a start has more than {} actions", action - 1);
             return Ok(());
         }
@@ -140,6 +146,20 @@ fn order(rig: &Rig, verb: &str, action: u32) -> Result<()> {
 /// Takes an order back; says whether it was still there, so whether the life went by without a crash.
 fn take_back(rig: &Rig) -> Result<bool> {
     Ok(rig.vm.sh("rm /run/secretfs/crash")?.status.success())
+}
+
+/// While a start hangs, no consumer runs without the volume, and nothing of one is on the root file system.
+fn check_dark(rig: &Rig) -> Result<()> {
+    rig.same("rig-app.service", "ExecMainStartTimestampMonotonic", "0")?;
+    // The mount is all that this one waits for, so it may run once the volume is mounted.
+    if rig.show("rig-mount.service", "ExecMainStartTimestampMonotonic")? != "0" {
+        rig.vm.ok("findmnt --mountpoint /mnt/data")?;
+    }
+    let written = rig.vm.ok("mkdir -p /srv/rig/root && mount --bind / /srv/rig/root
+         if [ -e /srv/rig/root/mnt/data ]; then find /srv/rig/root/mnt/data -mindepth 1; fi
+         umount /srv/rig/root")?;
+    ensure!(written.is_empty(), "on the root file system, below the mount point:\n{written}");
+    Ok(())
 }
 
 fn wipe(rig: &mut Rig) -> Result<()> {
