@@ -11,6 +11,8 @@ import secrets
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import botocore.config
+import botocore.exceptions
 import botocore.session
 
 ACCOUNT = "000000000000"
@@ -44,6 +46,7 @@ class Metadata:
             endpoint_url=emulator,
             aws_access_key_id="test",
             aws_secret_access_key="test",
+            config=botocore.config.Config(connect_timeout=2, read_timeout=10, retries={"max_attempts": 0}),
         )
 
     def role(self):
@@ -53,19 +56,21 @@ class Metadata:
             return ""
 
     def credentials(self, role):
-        # As on an instance, credentials outlive an outage of STS.
-        if role not in self.cached:
+        """New ones, since the emulator forgets sessions when it is started anew; in an outage, the last ones."""
+        try:
             arn = f"arn:aws:iam::{ACCOUNT}:role/{role}"
             answer = self.sts.assume_role(RoleArn=arn, RoleSessionName=INSTANCE_ID)["Credentials"]
-            self.cached[role] = {
-                "Code": "Success",
-                "Type": "AWS-HMAC",
-                "LastUpdated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "AccessKeyId": answer["AccessKeyId"],
-                "SecretAccessKey": answer["SecretAccessKey"],
-                "Token": answer["SessionToken"],
-                "Expiration": answer["Expiration"].strftime("%Y-%m-%dT%H:%M:%SZ"),
-            }
+        except botocore.exceptions.BotoCoreError:
+            return self.cached[role]
+        self.cached[role] = {
+            "Code": "Success",
+            "Type": "AWS-HMAC",
+            "LastUpdated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "AccessKeyId": answer["AccessKeyId"],
+            "SecretAccessKey": answer["SecretAccessKey"],
+            "Token": answer["SessionToken"],
+            "Expiration": answer["Expiration"].strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
         return self.cached[role]
 
 
