@@ -82,6 +82,30 @@ pub(super) fn no_role(rig: &mut Rig) -> Result<()> {
     volume.check_up(rig)
 }
 
+/// Caught while it waits for an address that never answers: another user, no capability, and it ends with a stop.
+pub(super) fn fetcher_without_privileges(rig: &mut Rig) -> Result<()> {
+    let volume = Volume::scratch();
+    rig.configure(&[&volume])?;
+    rig.vm.ok("echo AWS_ENDPOINT_URL=http://10.0.2.99 >> /etc/default/secretfs")?;
+    rig.vm.ok("systemctl start --no-block secretfs@scratch")?;
+    rig.vm.wait_until("the fetcher runs", "pgrep --exact secretfs-fetch", UP_LIMIT)?;
+    let said = rig.vm.ok("pid=$(pgrep --exact secretfs-fetch)
+         grep -E '^(Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapAmb|NoNewPrivs):' /proc/$pid/status | tr -s '\\t ' ' '
+         id -u secretfs; id -g secretfs")?;
+    let lines: Vec<&str> = said.lines().map(str::trim).collect();
+    let [.., uid, gid] = lines.as_slice() else { anyhow::bail!("the fetcher has no status: {said}") };
+    let none = "0000000000000000";
+    let mut wanted = vec![format!("Uid: {uid} {uid} {uid} {uid}"), format!("Gid: {gid} {gid} {gid} {gid}")];
+    wanted.extend(["CapInh", "CapPrm", "CapEff", "CapAmb"].map(|set| format!("{set}: {none}")));
+    wanted.extend(["Groups:".to_owned(), "NoNewPrivs: 1".to_owned()]);
+    for line in wanted {
+        ensure!(lines.contains(&line.as_str()), "the fetcher has no `{line}`:\n{said}");
+    }
+    rig.vm.ok("systemctl stop secretfs@scratch")?;
+    rig.vm.fails("pgrep --exact secretfs-fetch")?;
+    volume.check_gone(rig)
+}
+
 pub(super) fn down_at_boot(rig: &mut Rig) -> Result<()> {
     let volume = Volume::scratch();
     rig.configure(&[&volume])?;

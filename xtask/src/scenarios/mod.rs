@@ -56,6 +56,10 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: aws::kms_denies,
     },
     Scenario { name: "no role: waits with the cause, comes up when the role is attached", run: aws::no_role },
+    Scenario {
+        name: "the fetcher is another user without capabilities, and a stop ends it",
+        run: aws::fetcher_without_privileges,
+    },
     Scenario { name: "object missing", run: aws::object_missing },
     Scenario { name: "wrong encryption context", run: aws::wrong_encryption_context },
     Scenario { name: "damaged ciphertext", run: aws::damaged_ciphertext },
