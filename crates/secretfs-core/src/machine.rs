@@ -248,7 +248,7 @@ impl Machine {
                 self.aim = Aim::Lost;
                 let hint = failure.cause.row().hint;
                 vec![
-                    Action::Status(format!("{}; stopping its consumers. Hint: {hint}", capitalised(&failure))),
+                    Action::Status(format!("Lost: {failure}; its consumers are stopped. Hint: {hint}")),
                     Action::Tell(Story::Lost(failure)),
                     Action::StopSelf,
                 ]
@@ -319,7 +319,8 @@ impl Machine {
 
     /// The next step down: unmount, close, detach, end.
     fn take_down(&mut self, exit: Exit) -> Vec<Action> {
-        let failed = exit != Exit::Stopped && !self.ready;
+        // What went wrong stays in `STATUS=` while everything is taken down.
+        let failed = exit != Exit::Stopped;
         let quietly = |machine: &mut Self, step| if failed { machine.run(step) } else { machine.run_saying(step) };
         if self.left.mounted {
             quietly(self, Step::Unmount)
@@ -364,12 +365,6 @@ impl Machine {
     pub fn name(&self) -> &str {
         &self.name
     }
-}
-
-fn capitalised(failure: &Failure) -> String {
-    let text = failure.to_string();
-    let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }
 
 fn minutes(duration: Duration) -> String {
