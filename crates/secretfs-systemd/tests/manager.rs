@@ -143,6 +143,16 @@ impl FakeManager {
         self.job("stop", name, mode, connection, emitter).await
     }
 
+    async fn reload_unit(
+        &self,
+        name: &str,
+        mode: &str,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(signal_emitter)] emitter: SignalEmitter<'_>,
+    ) -> Result<OwnedObjectPath, Refusal> {
+        self.job("reload", name, mode, connection, emitter).await
+    }
+
     fn get_unit(&self, name: &str) -> Result<OwnedObjectPath, Refusal> {
         self.0.lock().unwrap().asked.push(format!("get {name}"));
         if name == "mnt-secretfs.mount" {
