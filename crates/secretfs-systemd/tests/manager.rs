@@ -325,6 +325,15 @@ async fn a_start_ends_with_the_word_of_its_own_job() {
 }
 
 #[tokio::test]
+async fn a_reload_ends_with_the_word_of_its_job_and_replaces_none() {
+    let fake = Fake::new("reload", "active", None, &[Play::Later("done"), Play::AtOnce("failed")]);
+    let manager = fake.manager();
+    assert_eq!(manager.reload_unit(&mount(), LIMIT).await.unwrap(), JobResult::Done);
+    assert_eq!(manager.reload_unit(&mount(), LIMIT).await.unwrap(), JobResult::Failed);
+    assert_eq!(fake.asked(), ["reload mnt-secretfs.mount fail", "reload mnt-secretfs.mount fail"]);
+}
+
+#[tokio::test]
 async fn a_lost_reply_is_asked_for_again() {
     let fake = Fake::new("unheard", "inactive", None, &[Play::CloseUnheard, Play::Later("done")]);
     assert_eq!(fake.manager().start_unit(&mount(), LIMIT).await.unwrap(), JobResult::Done);

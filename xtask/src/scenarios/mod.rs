@@ -4,6 +4,8 @@ mod aws;
 mod bad_input;
 mod boot;
 mod consumers;
+mod filesystems;
+mod grow;
 mod guest;
 mod legacy;
 mod volumes;
@@ -24,6 +26,15 @@ pub(crate) struct Scenario {
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "start and stop by hand", run: volumes::start_and_stop },
     Scenario { name: "xfs on a disk, twice", run: volumes::xfs_on_a_disk },
+    Scenario { name: "btrfs in a file, twice, and taken over", run: filesystems::btrfs },
+    Scenario {
+        name: "file system options: label, mkfs, mount, owner, discard, work queues, sector size",
+        run: filesystems::options,
+    },
+    Scenario { name: "an owner that does not exist: refused, nothing left", run: filesystems::unknown_owner },
+    Scenario { name: "grow a file while the volume is in use, and at the next start", run: grow::file },
+    Scenario { name: "grow a device while the volume is in use, and at the next start", run: grow::device },
+    Scenario { name: "grow denied by KMS, grow to less: the volume goes on as it was", run: grow::refused },
     Scenario { name: "consumer with Requires=+After=", run: consumers::requires_and_after },
     Scenario { name: "consumer with RequiresMountsFor= only", run: consumers::requires_mounts_for },
     Scenario { name: "consumer named in the configuration", run: consumers::named_in_configuration },
