@@ -21,7 +21,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
         ],
     ),
     ("packaging", &["dpkg-dev", "gzip"]),
-    ("unit and golden tests", &["cryptsetup-bin", "dmsetup", "mount", "systemd", "xfsprogs"]),
+    ("unit and golden tests", &["btrfs-progs", "cryptsetup-bin", "dmsetup", "mount", "systemd", "xfsprogs"]),
     ("the machine image", &["e2fsprogs", "mmdebstrap"]),
     ("the machine", &["openssh-client", "qemu-system-x86", "util-linux"]),
     ("the emulator", &["ca-certificates", "python3", "python3-venv"]),

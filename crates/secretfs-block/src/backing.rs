@@ -86,6 +86,20 @@ pub fn ensure(path: &Path, bytes: u64) -> Result<Outcome, BackingError> {
     }
 }
 
+/// Makes the existing backing file `path`, which is ours alone, as large as `bytes`; it is never made smaller.
+///
+/// The caller has seen that the volume is in it.
+pub fn extend(path: &Path, bytes: u64) -> Result<Outcome, BackingError> {
+    let file = open(path)?;
+    if check(path, &file, None)? >= bytes {
+        return Ok(Outcome::Unchanged);
+    }
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    room_for(path, directory, bytes)?;
+    resize(path, &file, bytes)?;
+    Ok(Outcome::Changed)
+}
+
 /// Opens an existing backing file and checks that it is ours alone.
 pub(crate) fn open_checked(path: &Path) -> Result<File, BackingError> {
     let file = open(path)?;
@@ -245,6 +259,22 @@ mod tests {
         );
         assert_eq!(refusal(&path), Failure::new(Cause::BackingMismatch, detail));
         assert_eq!(fs::metadata(&path).unwrap().len(), 2 * MIB);
+    }
+
+    #[test]
+    fn a_file_is_extended_and_never_cut() {
+        let scratch = Scratch::new();
+        let path = scratch.path("f");
+        assert_eq!(extend(&path, MIB).unwrap_err().failure().cause, Cause::System);
+        ensure(&path, 2 * MIB).unwrap();
+        assert_eq!(extend(&path, MIB).unwrap(), Outcome::Unchanged);
+        assert_eq!(extend(&path, 4 * MIB).unwrap(), Outcome::Changed);
+        assert_eq!(fs::metadata(&path).unwrap().len(), 4 * MIB);
+        assert_eq!(ensure(&path, 4 * MIB).unwrap(), Outcome::Unchanged);
+        assert_eq!(extend(&path, 1 << 60).unwrap_err().failure().cause, Cause::BackingNoSpace);
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        assert_eq!(extend(&path, 8 * MIB).unwrap_err().failure().cause, Cause::BackingMismatch);
+        assert_eq!(fs::metadata(&path).unwrap().len(), 4 * MIB);
     }
 
     #[test]

@@ -114,6 +114,19 @@ pub fn find_loop(path: &Path) -> Result<Option<DevicePath>, LoopError> {
     }
 }
 
+/// Has the loop device of the backing file, if there is one, follow a file that became larger.
+pub fn refresh(path: &Path) -> Result<Outcome, LoopError> {
+    let kernel = |source| LoopError::Kernel { path: path.to_owned(), step: "resize", source };
+    let Some(device) = find_loop(path)? else { return Ok(Outcome::Unchanged) };
+    let file_bytes = fs::metadata(path).map_err(kernel)?.len();
+    let mut node = File::open(device.as_path()).map_err(kernel)?;
+    if io::Seek::seek(&mut node, io::SeekFrom::End(0)).map_err(kernel)? >= file_bytes {
+        return Ok(Outcome::Unchanged);
+    }
+    LoopDevice::open(device.as_path()).and_then(|device| device.set_capacity()).map_err(kernel)?;
+    Ok(Outcome::Changed)
+}
+
 /// Detaches `device` from its file, and waits until it is gone.
 ///
 /// Nothing is done when it is not attached. A device that is held is left alone.
@@ -258,8 +271,15 @@ mod tests {
         assert_eq!(device::resolve(device.as_path()).unwrap(), device);
         let facts = device::facts(&device).unwrap();
         assert_eq!((facts.bytes, facts.logical_sector, facts.users()), (64 << 20, 512, None));
+        assert_eq!(refresh(&moved).unwrap(), Outcome::Unchanged);
+        assert_eq!(backing::extend(&moved, 96 << 20).unwrap(), Outcome::Changed);
+        assert_eq!(device::facts(&device).unwrap().bytes, 64 << 20);
+        assert_eq!(refresh(&moved).unwrap(), Outcome::Changed);
+        assert_eq!(refresh(&moved).unwrap(), Outcome::Unchanged);
+        assert_eq!(device::facts(&device).unwrap().bytes, 96 << 20);
         assert_eq!(detach_loop(&device).unwrap(), Outcome::Changed);
         assert_eq!(detach_loop(&device).unwrap(), Outcome::Unchanged);
+        assert_eq!(refresh(&moved).unwrap(), Outcome::Unchanged);
         assert_eq!(find_loop(&moved).unwrap(), None);
     }
 

@@ -21,8 +21,10 @@ use crate::mapping;
 use crate::{Outcome, Passphrase};
 
 mod error;
+mod resize;
 
 pub use error::{CloseError, FormatError, HeaderError, OpenError};
+pub use resize::{ResizeError, Room, resize, room};
 
 /// The LUKS2 subsystem of a volume whose file system is not whole yet.
 pub const FORMATTING: &str = "secretfs-formatting";
@@ -84,6 +86,8 @@ pub struct FormatOptions<'a> {
     pub mapper: &'a MapperName,
     /// How the key slot derives its key.
     pub kdf: Kdf,
+    /// Bytes in one encryption sector; nothing for the largest that the size of the device allows.
+    pub sector_size: Option<u32>,
 }
 
 /// How a volume is opened.
@@ -91,6 +95,20 @@ pub struct FormatOptions<'a> {
 pub struct OpenFlags {
     /// Whether discards go through to the device, which shows it what is in use.
     pub discard: bool,
+    /// Whether reads are decrypted at once, in the caller's context, instead of in a work queue.
+    pub no_read_workqueue: bool,
+    /// Whether writes are encrypted at once instead of in a work queue.
+    pub no_write_workqueue: bool,
+}
+
+impl OpenFlags {
+    fn activation(self) -> CryptActivate {
+        let mut flags = CryptActivate::empty();
+        flags.set(CryptActivate::ALLOW_DISCARDS, self.discard);
+        flags.set(CryptActivate::NO_READ_WORKQUEUE, self.no_read_workqueue);
+        flags.set(CryptActivate::NO_WRITE_WORKQUEUE, self.no_write_workqueue);
+        flags
+    }
 }
 
 /// Makes a LUKS2 header with one key slot for `passphrase`, marked as [`FORMATTING`].
@@ -114,7 +132,11 @@ pub fn format(device: &DevicePath, options: FormatOptions<'_>, passphrase: &Pass
     if bytes <= HEADER_BYTES {
         return Err(FormatError::TooSmall { device: device.clone(), bytes, header: HEADER_BYTES });
     }
-    let sector_size = if bytes.is_multiple_of(LARGE_SECTOR.into()) { LARGE_SECTOR } else { SMALL_SECTOR };
+    let largest = if bytes.is_multiple_of(LARGE_SECTOR.into()) { LARGE_SECTOR } else { SMALL_SECTOR };
+    let sector_size = options.sector_size.unwrap_or(largest);
+    if !bytes.is_multiple_of(sector_size.into()) {
+        return Err(FormatError::Uneven { device: device.clone(), bytes, sector_size });
+    }
     let formatted = cryptsetup::call(|| {
         let parameters = CryptParamsLuks2 {
             pbkdf: Some(pbkdf(options.kdf)?),
@@ -176,8 +198,7 @@ pub fn open(
     if is_open(device, mapper, &facts)? {
         return Ok(Outcome::Unchanged);
     }
-    let flags = if flags.discard { CryptActivate::ALLOW_DISCARDS } else { CryptActivate::empty() };
-    activate(device, Some(mapper), passphrase, flags)?;
+    activate(device, Some(mapper), passphrase, flags.activation())?;
     Ok(Outcome::Changed)
 }
 

@@ -50,11 +50,31 @@ pub fn active(mapper: &MapperName) -> Result<Option<Mapping>, MappingError> {
     let Some(Nodes { uuid, devno, .. }) = find(mapper)? else { return Ok(None) };
     // Never with --showkeys.
     match tool::run("dmsetup", &["table", mapper.as_str()]) {
-        Ok(table) => Ok(Some(Mapping { devno, uuid, table: table.trim_end().to_owned() })),
+        Ok(table) => {
+            let btrfs = btrfs_devices(Path::new("/sys/fs/btrfs"), &devno);
+            Ok(Some(Mapping { devno, uuid, table: table.trim_end().to_owned(), btrfs }))
+        }
         // It may have been closed between the two looks.
         Err(_) if find(mapper)?.is_none() => Ok(None),
         Err(source) => Err(MappingError::Table { mapper: mapper.clone(), source }),
     }
+}
+
+/// The numbers of all the devices of the mounted btrfs that the device `devno` belongs to, as sysfs has them
+/// (btrfs(5), "FILESYSTEM FEATURES": `/sys/fs/btrfs/UUID/devices`); none if there is no such file system.
+fn btrfs_devices(filesystems: &Path, devno: &str) -> Vec<String> {
+    for filesystem in names_in(filesystems, |entry| entry.join("devices").is_dir()) {
+        let devices = filesystems.join(filesystem).join("devices");
+        let numbers = names_in(&devices, |_| true).into_iter().map(|name| {
+            // One that can't be read is gone, and counts as another device all the same.
+            fs::read_to_string(devices.join(&name).join("dev")).map_or(name, |number| number.trim_end().to_owned())
+        });
+        let numbers: Vec<String> = numbers.collect();
+        if numbers.iter().any(|number| number == devno) {
+            return numbers;
+        }
+    }
+    Vec::new()
 }
 
 /// What sysfs alone says of a mapping.
@@ -124,5 +144,20 @@ mod tests {
         let mapper = VolumeName::new("data").unwrap().mapper();
         assert_eq!(find_below(&scratch.path(""), &mapper).unwrap(), None);
         assert_eq!(find_below(&scratch.path("none"), &mapper).unwrap(), None);
+    }
+
+    #[test]
+    fn a_btrfs_is_found_by_any_of_its_devices() {
+        let scratch = Scratch::new();
+        put(&scratch, "features/mixed_groups", "1\n");
+        put(&scratch, "0123/devices/dm-0/dev", "254:0\n");
+        put(&scratch, "4567/devices/dm-1/dev", "254:1\n");
+        put(&scratch, "4567/devices/sdb/dev", "8:16\n");
+        put(&scratch, "4567/devices/sdc/size", "1\n");
+        let found = |devno| btrfs_devices(&scratch.path(""), devno);
+        assert_eq!(found("254:0"), ["254:0"]);
+        assert_eq!(found("254:1"), ["254:1", "8:16", "sdc"]);
+        assert_eq!(found("254:2"), Vec::<String>::new());
+        assert_eq!(btrfs_devices(&scratch.path("none"), "254:0"), Vec::<String>::new());
     }
 }

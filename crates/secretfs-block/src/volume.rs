@@ -11,7 +11,7 @@ use secretfs_core::machine::Contents;
 use secretfs_core::paths::RUNTIME_DIR;
 
 use crate::device::{self, DevicePath};
-use crate::{inspect, loops, luks, mapping};
+use crate::{Outcome, backing, inspect, loops, luks, mapping};
 
 /// The mounts as PID 1 sees them; a sandboxed daemon has a few more of its own.
 pub const MOUNTINFO: &str = "/proc/1/mountinfo";
@@ -87,6 +87,28 @@ pub fn detached_file(volume: &Volume, path: &Path) -> Result<(Option<Contents>, 
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((None, false)),
         Err(error) => Err(system(path, &error)),
     }
+}
+
+/// Makes the backing file as large as it is configured, and its loop device with it.
+///
+/// Only a file with a LUKS header is made larger; what to say of any other is [`backing::ensure`]'s business, and so is a
+/// file that is larger already. A device is as large as it is.
+pub fn grow_backing(volume: &Volume) -> Result<Outcome, Failure> {
+    let Backing::File { path, size } = &volume.backing else { return Ok(Outcome::Unchanged) };
+    let path = Path::new(path);
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_file() && (1..*size).contains(&metadata.len()) => {
+            let header = luks::header(&DevicePath::at(path.to_string_lossy())).map_err(|error| error.failure())?;
+            if header.is_some() {
+                backing::extend(path, *size).map_err(|error| error.failure())?;
+            }
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Outcome::Unchanged),
+        Err(error) => return Err(system(path, &error)),
+    }
+    backing::ensure(path, *size).map_err(|error| error.failure())?;
+    loops::refresh(path).map_err(|error| error.failure())
 }
 
 /// Notes for this boot that the volume was formatted in it; `/run` is empty after a reboot.

@@ -8,7 +8,7 @@ use clap_complete::Shell;
 /// Encrypted volumes whose keys are held by AWS KMS.
 ///
 /// A volume is started and stopped as a systemd unit: `systemctl start secretfs@NAME`. This command looks at volumes and
-/// at their configuration, and changes nothing.
+/// at their configuration; only `grow` changes anything.
 #[derive(Debug, Parser)]
 #[command(name = "secretfs", version, disable_help_subcommand = true)]
 pub struct Cli {
@@ -41,6 +41,17 @@ pub enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Have a running volume follow a file or device that became larger
+    ///
+    /// A backing file is made as large as `size` in the configuration says, never smaller; a device is as large as it is.
+    /// The mapping follows, for which the key is fetched once more, and then the file system. The volume stays in use. It
+    /// is the same as `systemctl reload secretfs@NAME`; a volume that is not running grows when it is started.
+    ///
+    /// The exit status is 1 when it failed, and the volume goes on as it was; 4 when there is no such volume.
+    Grow {
+        /// The volume
+        name: String,
     },
     /// Validate the configuration, and print the units it gives
     ///

@@ -5,6 +5,7 @@
 mod check;
 mod cli;
 mod generate;
+mod grow;
 mod plan;
 mod status;
 
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Status { name, json } => status::run(name.as_deref(), json),
         Command::Plan { name, json } => plan::run(name.as_deref(), json),
+        Command::Grow { name } => grow::run(&name),
         Command::Check { file } => check::run(file.as_deref()),
         Command::Man { directory } => generate::man(&directory).map(|()| ExitCode::SUCCESS),
         Command::Completions { shell } => {

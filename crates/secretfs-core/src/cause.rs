@@ -124,6 +124,12 @@ causes! {
     /// mkfs failed.
     MkfsFailed = "mkfs-failed", Permanent, "its file system could not be made", None,
         "see mkfs's own message in the journal of the unit; is the program installed and the volume large enough?";
+    /// The owner or group configured for the root directory does not exist.
+    NoSuchOwner = "no-such-owner", Permanent, "the owner or group of its root directory does not exist", None,
+        "make the user or group, with systemd-sysusers or useradd, or correct `owner` and `group` in the configuration";
+    /// The mapping or its file system could not be made larger.
+    GrowFailed = "grow-failed", Permanent, "it cannot be made larger", None,
+        "see the tool's own message; the volume is as it was, and `secretfs grow` tries again";
 
     // The way to AWS.
     /// No answer from an endpoint: no route, no DNS, connection refused or reset, time-out.

@@ -11,6 +11,8 @@ pub struct Mapping {
     pub uuid: String,
     /// Its table, as `dmsetup table` prints it without keys.
     pub table: String,
+    /// The numbers of all the devices of the mounted btrfs that this is a device of; empty if there is none.
+    pub btrfs: Vec<String>,
 }
 
 /// What the volume's chain should be made of.
@@ -81,6 +83,20 @@ pub struct Mount {
     pub mount_point: String,
     /// The file system's type.
     pub filesystem: String,
+    /// What was mounted, as the file system tells it.
+    pub source: String,
+}
+
+impl Mount {
+    /// Whether it is the file system on `mapping`, named `mapper`.
+    ///
+    /// A btrfs has a made-up device number, for it may lie on many devices. It tells one of them by name, and sysfs
+    /// tells them all.
+    pub fn is_on(&self, mapper: &MapperName, mapping: &Mapping) -> bool {
+        let kernel_name = mapping.devno.split(':').nth(1).map(|minor| format!("/dev/dm-{minor}"));
+        let named = self.source == mapper.device() || Some(&self.source) == kernel_name.as_ref();
+        self.devno == mapping.devno || (self.filesystem == "btrfs" && named && mapping.btrfs.contains(&mapping.devno))
+    }
 }
 
 /// Reads a mountinfo file; lines that are not of its form are passed over.
@@ -91,11 +107,13 @@ pub fn parse_mountinfo(text: &str) -> Vec<Mount> {
 fn parse_mount(line: &str) -> Option<Mount> {
     let (fields, filesystem) = line.split_once(" - ")?;
     let mut fields = fields.split(' ').skip(2);
+    let mut filesystem = filesystem.split(' ');
     Some(Mount {
         devno: fields.next()?.to_owned(),
         root: unescape(fields.next()?),
         mount_point: unescape(fields.next()?),
-        filesystem: filesystem.split(' ').next()?.to_owned(),
+        filesystem: filesystem.next()?.to_owned(),
+        source: unescape(filesystem.next()?),
     })
 }
 
@@ -134,7 +152,7 @@ pub fn survey_mapping(expected: Expected<'_>, mapping: Option<&Mapping>) -> Link
 pub fn survey_mount(expected: Expected<'_>, mountinfo: &str, mapping: Option<&Mapping>) -> Link {
     match top_mount(mountinfo, expected.mount) {
         None => Link::Absent,
-        Some(mount) if mapping.is_some_and(|mapping| mapping.devno == mount.devno) => Link::Ours,
+        Some(mount) if mapping.is_some_and(|mapping| mount.is_on(expected.mapper, mapping)) => Link::Ours,
         Some(mount) => {
             Link::Foreign(format!("{} of device {} is mounted on {}", mount.filesystem, mount.devno, expected.mount))
         }
@@ -145,12 +163,16 @@ pub fn survey_mount(expected: Expected<'_>, mountinfo: &str, mapping: Option<&Ma
 pub fn verify(expected: Expected<'_>, mountinfo: &str, mapping: Option<&Mapping>) -> Result<Verified, ChainFault> {
     let mount = top_mount(mountinfo, expected.mount).ok_or_else(|| ChainFault::NotMounted(expected.mount.clone()))?;
     let mapping = mapping.ok_or_else(|| ChainFault::Foreign(format!("there is no mapping {}", expected.mapper)))?;
-    if mount.devno != mapping.devno {
+    if !mount.is_on(expected.mapper, mapping) {
         let why = format!(
             "device {} is mounted on {}, not {} ({})",
             mount.devno, expected.mount, expected.mapper, mapping.devno
         );
         return Err(ChainFault::Foreign(why));
+    }
+    if mapping.btrfs.len() > 1 {
+        let devices = mapping.btrfs.join(", ");
+        return Err(ChainFault::Foreign(format!("the btrfs of {} lies on more devices: {devices}", expected.mapper)));
     }
     if mount.root != "/" {
         let why = format!("only the directory {} of the volume is mounted on {}", mount.root, expected.mount);
@@ -230,6 +252,7 @@ mod tests {
             uuid: "CRYPT-LUKS2-0123456789abcdef0123456789abcdef-secretfs-scratch".to_owned(),
             table: "0 98304 crypt aes-xts-plain64 :64:logon:cryptsetup:0123-d0 0 7:0 32768 1 sector_size:4096\n"
                 .to_owned(),
+            btrfs: Vec::new(),
         }
     }
 
@@ -250,6 +273,21 @@ mod tests {
         };
         let luks_uuid = "01234567-89ab-cdef-0123-456789abcdef".to_owned();
         assert_eq!(verified, Ok(Verified { encryption, luks_uuid, filesystem: "ext4".to_owned() }));
+    }
+
+    #[test]
+    fn a_btrfs_is_known_by_its_devices() {
+        for source in ["/dev/mapper/secretfs-scratch", "/dev/dm-0", "/dev/dm-1", "/dev/mapper/secretfs-scratch-2"] {
+            let mountinfo = format!("40 22 0:45 / /mnt/secretfs rw - btrfs {source} rw\n");
+            for (members, whole) in [(vec!["253:0"], true), (vec![], false), (vec!["253:0", "8:0"], false)] {
+                let mapping = Mapping { btrfs: members.iter().map(|&member| member.to_owned()).collect(), ..mapping() };
+                let ours = with(Some("7:0"), |expected| survey_mount(expected, &mountinfo, Some(&mapping)));
+                let verified = with(Some("7:0"), |expected| verify(expected, &mountinfo, Some(&mapping)));
+                let named = !source.ends_with(['1', '2']);
+                assert_eq!(ours == Link::Ours, named && !members.is_empty(), "{source} {members:?}");
+                assert_eq!(verified.is_ok(), named && whole, "{source} {members:?}: {verified:?}");
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The configuration: TOML as written in, validated volumes out, with a place and a cure for everything refused.
 
 mod error;
+mod filesystem;
 mod quantity;
 mod relations;
 mod salvage;
@@ -16,6 +17,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 pub use self::error::{ConfigError, Place};
+pub use self::filesystem::{Filesystem, FilesystemType, Luks, RootDirectory};
 use crate::key::KeySource;
 use crate::name::{MountPoint, UnitName, VolumeName};
 use crate::paths::{CONFIG_DIR, CONFIG_FILE};
@@ -66,6 +68,8 @@ pub struct Volume {
     pub backing: Backing,
     /// The file system on it.
     pub filesystem: Filesystem,
+    /// How its encryption is set up.
+    pub luks: Luks,
     /// Where its key comes from.
     pub key: KeySource,
     /// Units that run only while the volume is there.
@@ -132,25 +136,6 @@ impl Backing {
     pub fn path(&self) -> &str {
         match self {
             Self::File { path, .. } | Self::Device { path } => path,
-        }
-    }
-}
-
-/// The file system on a volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Filesystem {
-    /// ext4, with a journal and hashed directories.
-    Ext4,
-    /// XFS.
-    Xfs,
-}
-
-impl Filesystem {
-    /// Its name, in the configuration, in `Type=` of a mount unit and in what libblkid says.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ext4 => "ext4",
-            Self::Xfs => "xfs",
         }
     }
 }

@@ -74,7 +74,7 @@ impl Machine {
         Self {
             name: volume.name.to_string(),
             lifecycle: volume.lifecycle,
-            filesystem: volume.filesystem,
+            filesystem: volume.filesystem.clone(),
             start_timeout: volume.start_timeout,
             seed,
             schedule: Schedule::new(seed, volume.start_timeout),
@@ -194,13 +194,15 @@ impl Machine {
             Event::Inspected { unfinished: true, contents: Contents::Signature(_) } => self.run_saying(Step::Close),
             Event::Done(Step::Close) => self.run_saying(Step::Survey),
             Event::Inspected { unfinished: true, .. } => self.run_saying(Step::MakeFilesystem),
-            Event::Inspected { contents, .. } => match decide::check_filesystem(self.filesystem, &contents) {
+            Event::Inspected { contents, .. } => match decide::check_filesystem(self.filesystem.kind, &contents) {
                 Ok(()) => self.run_saying(Step::Mount),
                 Err(failure) => self.on_failure(now, Step::Inspect, failure),
             },
             Event::Done(Step::MakeFilesystem) => self.run_saying(Step::FinishFormat),
             Event::Done(Step::FinishFormat) => self.run_saying(Step::Mount),
-            Event::Done(Step::Mount) => self.run_saying(Step::Verify),
+            Event::Done(Step::Mount) => self.run_saying(Step::Grow),
+            Event::Done(Step::Grow) if self.filesystem.root.is_configured() => self.run_saying(Step::Own),
+            Event::Done(Step::Grow | Step::Own) => self.run_saying(Step::Verify),
             Event::Done(Step::Verify) => self.hold(),
             Event::Failed(step, failure) => self.on_failure(now, step, failure),
             _ => Vec::new(),

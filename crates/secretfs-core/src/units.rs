@@ -72,12 +72,17 @@ fn mount_unit(name: &VolumeName, mount: &MountPoint, source_path: &str, volume: 
     let mut mount_entries =
         vec![Entry::new("What", Value::Text(mapper.device())), Entry::new("Where", Value::Text(mount.to_string()))];
     if let Some(volume) = volume {
-        mount_entries.push(Entry::new("Type", Value::Text(volume.filesystem.as_str().to_owned())));
-        if volume.key.needs_network() {
-            mount_entries.push(
-                Entry::new("Options", Value::Text("_netdev".to_owned()))
-                    .because("The key comes over the network, so this is none of the local file systems."),
-            );
+        let filesystem = &volume.filesystem;
+        mount_entries.push(Entry::new("Type", Value::Text(filesystem.kind.as_str().to_owned())));
+        let network = volume.key.needs_network().then_some("_netdev");
+        let options: Vec<&str> =
+            network.into_iter().chain(filesystem.mount_options.iter().map(String::as_str)).collect();
+        if !options.is_empty() {
+            let entry = Entry::new("Options", Value::Text(options.join(",")));
+            mount_entries.push(match network {
+                Some(_) => entry.because("The key comes over the network, so this is none of the local file systems."),
+                None => entry,
+            });
         }
     }
     UnitFile {

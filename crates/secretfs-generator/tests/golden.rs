@@ -46,12 +46,14 @@ macro_rules! roots {
 
 roots! {
     bad_beside_good: "bad-beside-good",
+    btrfs: "btrfs",
     consumers: "consumers",
     device_by_id: "device-by-id",
     device_odd_name: "device-odd-name",
     directory: "directory",
     empty: "empty",
     example: "example",
+    filesystem_options: "filesystem-options",
     impossible_names: "impossible-names",
     nested_backing: "nested-backing",
     nested_mounts: "nested-mounts",
@@ -149,12 +151,15 @@ fn verify(name: &str, tree: &Tree) -> (bool, String) {
     (output.status.success(), said)
 }
 
-/// The package's template with a program that is there on every machine: systemd looks for the one in `ExecStart=`.
+/// The package's template with a program that is there on every machine: systemd looks for those in `Exec…=`.
 fn template() -> String {
     let text = fs::read_to_string(TEMPLATE).unwrap();
     let replaced: Vec<String> = text
         .lines()
-        .map(|line| if line.starts_with("ExecStart=") { "ExecStart=/bin/true".to_owned() } else { line.to_owned() })
+        .map(|line| match line.split_once('=') {
+            Some((key @ ("ExecStart" | "ExecReload"), _)) => format!("{key}=/bin/true"),
+            _ => line.to_owned(),
+        })
         .collect();
     replaced.join("\n") + "\n"
 }

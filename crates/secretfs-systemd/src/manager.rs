@@ -134,6 +134,13 @@ impl Manager {
         self.conclude(Task::Stop, unit, limit, patience, outcome)
     }
 
+    /// Reloads `unit`, which is running, and waits for the job to end. A stop that is queued already is not replaced.
+    pub async fn reload_unit(&self, unit: &UnitName, limit: Duration) -> Result<JobResult, ManagerError> {
+        let mut patience = Patience::of(&self.reach);
+        let outcome = timeout(limit, self.run_job(Verb::Reload, unit, &mut patience)).await;
+        self.conclude(Task::Reload, unit, limit, patience, outcome)
+    }
+
     /// Queues the stop of `unit` and does not wait for it; so a service may stop itself.
     pub async fn stop_unit_no_wait(&self, unit: &UnitName, limit: Duration) -> Result<(), ManagerError> {
         let mut patience = Patience::of(&self.reach);
@@ -213,6 +220,7 @@ impl Manager {
             let answer = match verb {
                 Verb::Start => manager.start_unit(unit.as_str(), "replace").await,
                 Verb::Stop => manager.stop_unit(unit.as_str(), "replace").await,
+                Verb::Reload => manager.reload_unit(unit.as_str(), "fail").await,
             };
             match answer {
                 Ok(path) => job.insert(path).clone(),
@@ -298,6 +306,7 @@ impl fmt::Display for Reach {
 enum Verb {
     Start,
     Stop,
+    Reload,
 }
 
 /// How long to put up with lost connections.
@@ -390,6 +399,9 @@ mod tests {
             (Verb::Stop, "inactive", None, Some(JobResult::Done)),
             (Verb::Stop, "failed", None, Some(JobResult::Done)),
             (Verb::Stop, "active", None, Some(JobResult::Lost)),
+            (Verb::Reload, "reloading", Some(7), None),
+            // How a reload went can't be told from the unit's state.
+            (Verb::Reload, "active", None, Some(JobResult::Lost)),
         ];
         for (verb, state, job, expected) in table {
             let standing = Standing { active_state: state.to_owned(), job: job.map(path) };

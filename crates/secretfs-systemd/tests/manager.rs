@@ -143,6 +143,16 @@ impl FakeManager {
         self.job("stop", name, mode, connection, emitter).await
     }
 
+    async fn reload_unit(
+        &self,
+        name: &str,
+        mode: &str,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(signal_emitter)] emitter: SignalEmitter<'_>,
+    ) -> Result<OwnedObjectPath, Refusal> {
+        self.job("reload", name, mode, connection, emitter).await
+    }
+
     fn get_unit(&self, name: &str) -> Result<OwnedObjectPath, Refusal> {
         self.0.lock().unwrap().asked.push(format!("get {name}"));
         if name == "mnt-secretfs.mount" {
@@ -312,6 +322,15 @@ async fn a_start_ends_with_the_word_of_its_own_job() {
         assert_eq!(manager.start_unit(&mount(), LIMIT).await.unwrap(), expected);
         assert_eq!(fake.asked(), ["start mnt-secretfs.mount replace"; 2]);
     }
+}
+
+#[tokio::test]
+async fn a_reload_ends_with_the_word_of_its_job_and_replaces_none() {
+    let fake = Fake::new("reload", "active", None, &[Play::Later("done"), Play::AtOnce("failed")]);
+    let manager = fake.manager();
+    assert_eq!(manager.reload_unit(&mount(), LIMIT).await.unwrap(), JobResult::Done);
+    assert_eq!(manager.reload_unit(&mount(), LIMIT).await.unwrap(), JobResult::Failed);
+    assert_eq!(fake.asked(), ["reload mnt-secretfs.mount fail", "reload mnt-secretfs.mount fail"]);
 }
 
 #[tokio::test]

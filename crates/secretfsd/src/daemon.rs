@@ -218,7 +218,11 @@ impl Daemon {
     fn start(&self, step: Step) -> Running {
         let volume = Arc::clone(&self.volume);
         match step {
-            Step::FetchKey => Running { step, abandonable: true, future: Box::pin(fetch_key(self.request())) },
+            Step::FetchKey => Running {
+                step,
+                abandonable: true,
+                future: Box::pin(fetch_key(fetch::request(&self.volume, &self.aws))),
+            },
             Step::Mount => Running { step, abandonable: true, future: Box::pin(mount(self.manager.clone(), volume)) },
             Step::Unmount => {
                 let future = unmount(self.manager.clone(), volume, self.worker.clone());
@@ -243,6 +247,8 @@ impl Daemon {
             (Step::Inspect, _, _) => steps::inspect_mapping(&volume).map(Ended::from),
             (Step::MakeFilesystem, _, _) => steps::make_filesystem(&volume).map(Ended::from),
             (Step::FinishFormat, _, _) => steps::finish_format(&volume).map(Ended::from),
+            (Step::Grow, _, _) => Ok(steps::grow(&volume).into()),
+            (Step::Own, _, _) => steps::own(&volume).map(Ended::from),
             (Step::Verify, _, _) => steps::verify(&volume).map(Ended::from),
             (Step::Close, _, _) => steps::close(&volume).map(Ended::from),
             (Step::Detach, _, _) => steps::detach(&volume).map(Ended::from),
@@ -257,16 +263,6 @@ impl Daemon {
         };
         Running { step, abandonable: false, future: Box::pin(future) }
     }
-
-    fn request(&self) -> FetchRequest {
-        let deadline = Step::FetchKey.limit().saturating_sub(fetch::MARGIN);
-        FetchRequest {
-            volume: self.volume.name.to_string(),
-            source: self.volume.key.clone(),
-            region: self.aws.region.clone(),
-            deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
-        }
-    }
 }
 
 /// What an action leads to at once.
@@ -276,10 +272,7 @@ enum Turn {
 }
 
 async fn fetch_key(request: FetchRequest) -> Ended {
-    let Ok((result, trail)) = tokio::time::timeout(Step::FetchKey.limit(), fetch::fetch(request)).await else {
-        let failure = Failure::new(Cause::FetchFailed, format!("it ran for {} s", Step::FetchKey.limit().as_secs()));
-        return Event::Failed(Step::FetchKey, failure).into();
-    };
+    let (result, trail) = fetch::fetch(request).await;
     match result {
         Ok(fetched) => {
             let event = Event::KeyFetched { form: fetched.form, length: fetched.key.len() };

@@ -9,7 +9,9 @@ use command_fds::{CommandFdExt as _, FdMapping};
 use nix::unistd::User;
 use secretfs_block::Passphrase;
 use secretfs_core::cause::{Cause, Failure};
+use secretfs_core::config::{Aws, Volume};
 use secretfs_core::key::{AuditTrail, FetchReport, FetchRequest, KeyForm};
+use secretfs_core::machine::Step;
 use secretfs_core::paths::{FETCH_PROGRAM, FETCH_USER};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
@@ -21,7 +23,7 @@ const KEY_FD: i32 = 3;
 const REPORT_MAX: u64 = 64 << 10;
 
 /// What the child's own deadline leaves for it to start, report and end before the step's limit.
-pub const MARGIN: Duration = Duration::from_secs(10);
+const MARGIN: Duration = Duration::from_secs(10);
 
 /// What of the daemon's environment the child gets besides the SDK's own settings (`AWS_…`).
 const PASSED_ON: [&str; 2] = ["SSL_CERT_FILE", "JOURNAL_STREAM"];
@@ -34,11 +36,26 @@ pub struct Fetched {
     pub form: KeyForm,
 }
 
-/// Runs the fetcher on `request`. Dropping the future ends the child.
+/// What the fetcher is asked for the volume's key.
+pub fn request(volume: &Volume, aws: &Aws) -> FetchRequest {
+    let deadline = Step::FetchKey.limit().saturating_sub(MARGIN);
+    FetchRequest {
+        volume: volume.name.to_string(),
+        source: volume.key.clone(),
+        region: aws.region.clone(),
+        deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+/// Runs the fetcher on `request`, within the step's limit. Dropping the future ends the child.
 pub async fn fetch(request: FetchRequest) -> (Result<Fetched, Failure>, AuditTrail) {
-    match run(&request).await {
-        Ok((report, key, status)) => judge(&report, key, status),
-        Err(error) => {
+    match tokio::time::timeout(Step::FetchKey.limit(), run(&request)).await {
+        Ok(Ok((report, key, status))) => judge(&report, key, status),
+        Err(_) => {
+            let detail = format!("it ran for {} s", Step::FetchKey.limit().as_secs());
+            (Err(Failure::new(Cause::FetchFailed, detail)), AuditTrail::default())
+        }
+        Ok(Err(error)) => {
             let detail = format!("{FETCH_PROGRAM}: {error}");
             (Err(Failure::new(Cause::Internal, detail)), AuditTrail::default())
         }

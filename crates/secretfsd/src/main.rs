@@ -3,6 +3,7 @@
 mod config;
 mod daemon;
 mod fetch;
+mod grow;
 mod mounts;
 mod steps;
 mod tell;
@@ -14,15 +15,16 @@ use secretfs_core::name::VolumeName;
 use secretfs_systemd::journal;
 
 const USAGE: &str = "\
-Usage: secretfsd NAME
+Usage: secretfsd [--grow] NAME
 
 Brings the encrypted volume NAME of /etc/secretfs.toml up and holds it. Meant to be run by systemd, as
 secretfs@NAME.service; by hand it does the same until it is interrupted.
 
+      --grow     have the volume, which another secretfsd holds, follow a backing that became larger, and end
   -h, --help     show this
       --version  show the version
 
-Exit status: 0 stopped; 64 wrong usage; 75 a failure that may pass; 77 a failure that somebody has to see to.
+Exit status: 0 stopped, or grown; 64 wrong usage; 75 a failure that may pass; 77 a failure that somebody has to see to.
 ";
 
 /// `EX_USAGE` of sysexits(3).
@@ -30,12 +32,16 @@ const EXIT_USAGE: u8 = 64;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (grow, arguments) = match arguments.split_first() {
+        Some((first, rest)) if first == "--grow" => (true, rest.to_vec()),
+        _ => (false, arguments),
+    };
     let name = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["-h" | "--help"] => {
+        ["-h" | "--help"] if !grow => {
             print!("{USAGE}");
             return ExitCode::SUCCESS;
         }
-        ["--version"] => {
+        ["--version"] if !grow => {
             println!("secretfsd {}", env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;
         }
@@ -57,7 +63,7 @@ fn main() -> ExitCode {
     }
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
-            let exit = runtime.block_on(daemon::run(&name));
+            let exit = runtime.block_on(async { if grow { grow::run(&name).await } else { daemon::run(&name).await } });
             // A blocking step that outlived its volume must not keep the process.
             runtime.shutdown_background();
             ExitCode::from(exit.status())

@@ -2,12 +2,15 @@
 
 use std::path::Path;
 
+use nix::unistd::{Group, User};
 use secretfs_block::luks::{self, FormatOptions, OpenFlags};
 use secretfs_block::volume::{backing_device, contents, formatted_this_boot, note_format};
-use secretfs_block::{DevicePath, Passphrase, backing, device, filesystem, loops, mountpoint, volume as facts};
+use secretfs_block::{
+    DevicePath, Outcome, Passphrase, backing, device, filesystem, loops, mountpoint, volume as facts,
+};
 use secretfs_core::cause::{Cause, Failure};
 use secretfs_core::chain::Link;
-use secretfs_core::config::{Backing, Volume};
+use secretfs_core::config::{Backing, Luks, RootDirectory, Volume};
 use secretfs_core::key::Kdf;
 use secretfs_core::machine::{Event, Step};
 
@@ -40,6 +43,7 @@ pub fn guard(volume: &Volume) -> Result<Event, Failure> {
 pub fn attach(volume: &Volume) -> Result<(DevicePath, Event), Failure> {
     let device = match &volume.backing {
         Backing::File { path, size } => {
+            facts::grow_backing(volume)?;
             let path = Path::new(path);
             backing::ensure(path, *size).map_err(|error| error.failure())?;
             loops::attach_loop(path).map_err(|error| error.failure())?.0
@@ -57,14 +61,16 @@ pub fn attach(volume: &Volume) -> Result<(DevicePath, Event), Failure> {
 
 /// Makes a LUKS header that is marked as unfinished.
 pub fn format(volume: &Volume, device: &DevicePath, kdf: Kdf, key: &Passphrase) -> Result<Event, Failure> {
-    let options = FormatOptions { mapper: &volume.name.mapper(), kdf };
+    let options = FormatOptions { mapper: &volume.name.mapper(), kdf, sector_size: volume.luks.sector_size };
     luks::format(device, options, key).map_err(|error| error.failure())?;
     Ok(Event::Done(Step::Format(kdf)))
 }
 
 /// Opens the mapping.
 pub fn unlock(volume: &Volume, device: &DevicePath, key: &Passphrase) -> Result<Event, Failure> {
-    luks::open(device, &volume.name.mapper(), key, OpenFlags::default()).map_err(|error| error.failure())?;
+    let Luks { discard, no_read_workqueue, no_write_workqueue, .. } = volume.luks;
+    let flags = OpenFlags { discard, no_read_workqueue, no_write_workqueue };
+    luks::open(device, &volume.name.mapper(), key, flags).map_err(|error| error.failure())?;
     Ok(Event::Done(Step::Unlock))
 }
 
@@ -78,7 +84,7 @@ pub fn inspect_mapping(volume: &Volume) -> Result<Event, Failure> {
 
 /// Makes the file system on the mapping of an unfinished format.
 pub fn make_filesystem(volume: &Volume) -> Result<Event, Failure> {
-    filesystem::make(&mapped_device(volume)?, volume.filesystem, None).map_err(|error| error.failure())?;
+    filesystem::make(&mapped_device(volume)?, &volume.filesystem).map_err(|error| error.failure())?;
     Ok(Event::Done(Step::MakeFilesystem))
 }
 
@@ -88,6 +94,60 @@ pub fn finish_format(volume: &Volume) -> Result<Event, Failure> {
     note_format(volume, &device)?;
     luks::mark_complete(&device, &volume.name.mapper()).map_err(|error| error.failure())?;
     Ok(Event::Done(Step::FinishFormat))
+}
+
+/// Has the mounted file system fill its mapping. A volume that stays as small as it was is no reason to have none; it is
+/// said.
+pub fn grow(volume: &Volume) -> Event {
+    if let Err(failure) = grow_filesystem(volume) {
+        let hint = failure.cause.row().hint;
+        tracing::warn!(volume = %volume.name, step = %Step::Grow, "{failure}; going on with what there is\nhint: {hint}");
+    }
+    Event::Done(Step::Grow)
+}
+
+/// Has the mounted file system fill its mapping.
+pub fn grow_filesystem(volume: &Volume) -> Result<Outcome, Failure> {
+    let mount = Path::new(volume.mount.as_str());
+    let outcome = filesystem::grow(&mapped_device(volume)?, mount, volume.filesystem.kind);
+    let outcome = outcome.map_err(|error| error.failure())?;
+    if outcome == Outcome::Changed {
+        tracing::info!(volume = %volume.name, step = %Step::Grow, "volume {}: its file system was made larger", volume.name);
+    }
+    Ok(outcome)
+}
+
+/// Gives the mounted root directory its owner, group and mode.
+pub fn own(volume: &Volume) -> Result<Event, Failure> {
+    // The directory below the mount is not meant; it is immutable besides.
+    if !is_mounted(volume)? {
+        return Err(Failure::new(Cause::MountLost, format!("nothing of it is mounted on {}", volume.mount)));
+    }
+    let RootDirectory { owner, group, mode } = &volume.filesystem.root;
+    let owner = owner.as_deref().map(user_id).transpose()?;
+    let group = group.as_deref().map(group_id).transpose()?;
+    filesystem::own(Path::new(volume.mount.as_str()), owner, group, *mode).map_err(|error| error.failure())?;
+    Ok(Event::Done(Step::Own))
+}
+
+fn user_id(name: &str) -> Result<u32, Failure> {
+    account_id(name, "user", |name| Ok(User::from_name(name)?.map(|user| user.uid.as_raw())))
+}
+
+fn group_id(name: &str) -> Result<u32, Failure> {
+    account_id(name, "group", |name| Ok(Group::from_name(name)?.map(|group| group.gid.as_raw())))
+}
+
+/// The number of a user or group: itself, if it is one, or by the name services of this machine.
+fn account_id(name: &str, kind: &str, find: impl FnOnce(&str) -> nix::Result<Option<u32>>) -> Result<u32, Failure> {
+    if let Ok(id) = name.parse() {
+        return Ok(id);
+    }
+    match find(name) {
+        Ok(Some(id)) => Ok(id),
+        Ok(None) => Err(Failure::new(Cause::NoSuchOwner, format!("there is no {kind} {name}"))),
+        Err(errno) => Err(Failure::new(Cause::System, format!("cannot look up the {kind} {name}: {errno}"))),
+    }
 }
 
 /// Closes the mapping.
@@ -111,10 +171,26 @@ pub fn is_mounted(volume: &Volume) -> Result<bool, Failure> {
     Ok(facts::survey(volume)?.1 == Link::Ours)
 }
 
-fn present_device(volume: &Volume) -> Result<DevicePath, Failure> {
+/// The backing device, which has to be there.
+pub fn present_device(volume: &Volume) -> Result<DevicePath, Failure> {
     backing_device(&volume.backing)?.ok_or_else(|| Failure::new(Cause::BackingMissing, volume.backing.path()))
 }
 
 fn mapped_device(volume: &Volume) -> Result<DevicePath, Failure> {
     device::resolve(Path::new(&volume.name.mapper().device())).map_err(|error| error.failure())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accounts_by_name_and_by_number() {
+        assert_eq!(user_id("root"), Ok(0));
+        assert_eq!(group_id("root"), Ok(0));
+        assert_eq!(user_id("4294967294"), Ok(4_294_967_294));
+        let failure = Failure::new(Cause::NoSuchOwner, "there is no user no-such-user-here");
+        assert_eq!(user_id("no-such-user-here"), Err(failure));
+        assert_eq!(group_id("no-such-group-here").unwrap_err().cause, Cause::NoSuchOwner);
+    }
 }

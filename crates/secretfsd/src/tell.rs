@@ -64,6 +64,17 @@ pub fn failed(name: &str, step: &str, failure: &Failure, aws_request_id: Option<
     );
 }
 
+/// Says that the running volume could not be made larger.
+pub fn not_grown(name: &str, failure: &Failure) {
+    tracing::error!(
+        volume = name,
+        step = Step::Grow.as_str(),
+        secretfs_cause = failure.cause.code(),
+        "volume {name}: not grown: {failure}; it goes on as it is\nhint: {}",
+        failure.cause.row().hint
+    );
+}
+
 /// The audit record: one for each use of a key.
 pub fn key_used(name: &str, trail: &AuditTrail) {
     let key = trail.kms_key_arn.as_deref().unwrap_or("an unnamed key");

@@ -28,6 +28,8 @@ pub(super) struct Volume {
     /// The value of `backing`.
     pub(super) backing: String,
     pub(super) filesystem: String,
+    /// More of the file system's inline table.
+    pub(super) filesystem_extra: String,
     pub(super) object: String,
     /// More of the key's inline table.
     pub(super) key_extra: String,
@@ -44,6 +46,7 @@ impl Volume {
             lifecycle: "ephemeral".into(),
             backing: r#"{ file = "/var/lib/secretfs/scratch.img", size = "96MiB" }"#.into(),
             filesystem: "ext4".into(),
+            filesystem_extra: String::new(),
             object: RANDOM_KEY.into(),
             key_extra: String::new(),
             extra: String::new(),
@@ -62,13 +65,13 @@ impl Volume {
     }
 
     pub(super) fn toml(&self) -> String {
-        let Self { name, mount, lifecycle, backing, filesystem, object, key_extra, extra } = self;
+        let Self { name, mount, lifecycle, backing, filesystem, filesystem_extra, object, key_extra, extra } = self;
         format!(
             r#"[volume.{name}]
 mount = "{mount}"
 lifecycle = "{lifecycle}"
 backing = {backing}
-filesystem = {{ type = "{filesystem}" }}
+filesystem = {{ type = "{filesystem}"{filesystem_extra} }}
 key = {{ source = "s3+kms", bucket = "an-internalstoragekeybucket", object = "{object}", kms-key = "alias/EncFSForEC2InternalStorageKey"{key_extra} }}
 {extra}
 "#

@@ -5,6 +5,8 @@ mod bad_input;
 mod boot;
 mod consumers;
 mod crash;
+mod filesystems;
+mod grow;
 mod guest;
 mod kernel;
 mod legacy;
@@ -29,6 +31,15 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "the tests that need root, loop devices and dm-crypt", run: kernel::ignored_tests },
     Scenario { name: "plan: every deed is told before it is done, and nothing is changed", run: plan::told_and_done },
     Scenario { name: "xfs on a disk, twice", run: volumes::xfs_on_a_disk },
+    Scenario { name: "btrfs in a file, twice, and taken over", run: filesystems::btrfs },
+    Scenario {
+        name: "file system options: label, mkfs, mount, owner, discard, work queues, sector size",
+        run: filesystems::options,
+    },
+    Scenario { name: "an owner that does not exist: refused, nothing left", run: filesystems::unknown_owner },
+    Scenario { name: "grow a file while the volume is in use, and at the next start", run: grow::file },
+    Scenario { name: "grow a device while the volume is in use, and at the next start", run: grow::device },
+    Scenario { name: "grow denied by KMS, grow to less: the volume goes on as it was", run: grow::refused },
     Scenario { name: "consumer with Requires=+After=", run: consumers::requires_and_after },
     Scenario { name: "consumer with RequiresMountsFor= only", run: consumers::requires_mounts_for },
     Scenario { name: "consumer named in the configuration", run: consumers::named_in_configuration },

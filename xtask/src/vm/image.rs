@@ -18,6 +18,7 @@ const DISK_SIZE: &str = "4G";
 
 /// The package's dependencies and recommendations, a kernel, and a way in.
 const PACKAGES: &[&str] = &[
+    "btrfs-progs",
     "ca-certificates",
     "cryptsetup-bin",
     "dbus",

@@ -31,6 +31,16 @@ pub enum FormatError {
         /// The size of a header.
         header: u64,
     },
+    /// It ends within an encryption sector.
+    #[error("{device} has {bytes} bytes, no multiple of `sector-size = {sector_size}`; use 512, or leave it out")]
+    Uneven {
+        /// The device.
+        device: DevicePath,
+        /// Its size.
+        bytes: u64,
+        /// The size of an encryption sector.
+        sector_size: u32,
+    },
     /// It can't be told what is there.
     #[error(transparent)]
     Inspect(#[from] InspectError),
@@ -51,7 +61,7 @@ impl FormatError {
         match self {
             Self::Occupied { .. } => Failure::new(Cause::ForeignSignature, crate::chain(self)),
             Self::Inspect(error) => error.failure(),
-            Self::TooSmall { .. } => Failure::new(Cause::BackingMismatch, crate::chain(self)),
+            Self::TooSmall { .. } | Self::Uneven { .. } => Failure::new(Cause::BackingMismatch, crate::chain(self)),
             Self::Library { source, .. } => Failure::new(library(source), crate::chain(self)),
         }
     }
@@ -229,7 +239,7 @@ impl CloseError {
     }
 }
 
-fn library(source: &CryptError) -> Cause {
+pub(super) fn library(source: &CryptError) -> Cause {
     if source.is(Errno::BUSY) {
         Cause::DeviceBusy
     } else if source.is_unsupported() {

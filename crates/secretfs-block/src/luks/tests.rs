@@ -18,7 +18,8 @@ fn random_key() -> Passphrase {
 
 fn formatted(scratch: &Scratch) -> DevicePath {
     let device = scratch.device("volume", 64 * MIB);
-    format(&device, FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal }, &random_key()).unwrap();
+    format(&device, FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None }, &random_key())
+        .unwrap();
     device
 }
 
@@ -81,8 +82,33 @@ fn the_mark_is_set_once_and_the_key_still_fits() {
 fn an_odd_size_gets_small_sectors() {
     let scratch = Scratch::new();
     let device = scratch.device("odd", 64 * MIB + 512);
-    format(&device, FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal }, &random_key()).unwrap();
+    format(&device, FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None }, &random_key())
+        .unwrap();
     assert!(dump(&device).contains("sector: 512 [bytes]"), "{}", dump(&device));
+}
+
+#[test]
+fn a_sector_size_that_was_asked_for_counts() {
+    let scratch = Scratch::new();
+    let with = |device: &DevicePath, sector_size| {
+        let options = FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: Some(sector_size) };
+        format(device, options, &random_key())
+    };
+    let even = scratch.device("even", 64 * MIB);
+    with(&even, 512).unwrap();
+    assert!(dump(&even).contains("sector: 512 [bytes]"), "{}", dump(&even));
+    let odd = scratch.device("odd", 64 * MIB + 512);
+    let detail = format!("{odd} has 67109376 bytes, no multiple of `sector-size = 4096`; use 512, or leave it out");
+    assert_eq!(with(&odd, 4096).unwrap_err().failure(), Failure::new(Cause::BackingMismatch, detail));
+    assert!(!std::fs::read(odd.as_path()).unwrap().iter().any(|byte| *byte != 0), "{odd} was written to");
+}
+
+#[test]
+fn flags_of_an_activation() {
+    assert_eq!(OpenFlags::default().activation().bits(), 0);
+    let flags = OpenFlags { discard: true, no_read_workqueue: true, no_write_workqueue: true };
+    let wanted = CryptActivate::ALLOW_DISCARDS | CryptActivate::NO_READ_WORKQUEUE | CryptActivate::NO_WRITE_WORKQUEUE;
+    assert_eq!(flags.activation().bits(), wanted.bits());
 }
 
 #[test]
@@ -100,11 +126,12 @@ fn ours_is_formatted_anew_and_nothing_else_is() {
     let scratch = Scratch::new();
     let device = formatted(&scratch);
     let first = header(&device).unwrap().unwrap();
-    format(&device, FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal }, &random_key()).unwrap();
+    format(&device, FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None }, &random_key())
+        .unwrap();
     assert_ne!(header(&device).unwrap().unwrap().uuid, first.uuid);
 
     let other = VolumeName::new("other").unwrap().mapper();
-    let options = FormatOptions { mapper: &other, kdf: Kdf::Pbkdf2Minimal };
+    let options = FormatOptions { mapper: &other, kdf: Kdf::Pbkdf2Minimal, sector_size: None };
     let refused = |device: &DevicePath| {
         let before = std::fs::read(device.as_path()).unwrap();
         let failure = format(device, options, &random_key()).unwrap_err().failure();
@@ -173,7 +200,7 @@ fn a_header_without_key_slot_is_told_from_a_wrong_key() {
 fn a_device_too_small_for_a_header_is_refused() {
     let scratch = Scratch::new();
     let device = scratch.device("small", MIB);
-    let options = FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal };
+    let options = FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None };
     let failure = format(&device, options, &random_key()).unwrap_err().failure();
     let detail = format!("{device} has 1048576 bytes; a LUKS2 header alone takes 16777216");
     assert_eq!(failure, Failure::new(Cause::BackingMismatch, detail));
@@ -192,7 +219,7 @@ fn no_copy_of_the_key_stays_behind() {
     secret.unmask();
     let key = passphrase(secret.bytes());
     secret.mask();
-    format(&device, FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal }, &key).unwrap();
+    format(&device, FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None }, &key).unwrap();
     test(&device, &key).unwrap();
     assert_eq!(secret.copies_in_memory(), 1);
     drop(key);
@@ -206,7 +233,7 @@ fn a_password_gets_argon2id() {
     let device = scratch.device("volume", 64 * MIB);
     let key = passphrase(b"correct horse");
     let clock = Instant::now();
-    format(&device, FormatOptions { mapper: &mapper(), kdf: Kdf::Argon2id }, &key).unwrap();
+    format(&device, FormatOptions { mapper: &mapper(), kdf: Kdf::Argon2id, sector_size: None }, &key).unwrap();
     eprintln!("argon2id: format {:?}", clock.elapsed());
     let clock = Instant::now();
     test(&device, &key).unwrap();
@@ -231,7 +258,7 @@ fn figures() {
         times.sort_unstable();
         times[5]
     };
-    let options = FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal };
+    let options = FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None };
     eprintln!("format {:?}", median(Box::new(|| format(&device, options, &key).unwrap())));
     eprintln!("test {:?}", median(Box::new(|| test(&device, &key).unwrap())));
     eprintln!("header {:?}", median(Box::new(|| drop(header(&device).unwrap()))));
@@ -252,7 +279,7 @@ impl Drop for Tidy {
 #[test]
 #[ignore = "needs root, loop devices and dm-crypt"]
 fn open_adopt_close() {
-    use secretfs_core::config::Filesystem;
+    use secretfs_core::config::{Filesystem, FilesystemType};
 
     use crate::filesystem::make;
     use crate::{backing, loops};
@@ -265,12 +292,12 @@ fn open_adopt_close() {
     assert_eq!(inspect::inspect(&device).unwrap(), Contents::Blank);
     let mapper = VolumeName::new(&format!("test-{}", std::process::id())).unwrap().mapper();
     let key = random_key();
-    format(&device, FormatOptions { mapper: &mapper, kdf: Kdf::Pbkdf2Minimal }, &key).unwrap();
-    let flags = OpenFlags { discard: true };
+    format(&device, FormatOptions { mapper: &mapper, kdf: Kdf::Pbkdf2Minimal, sector_size: None }, &key).unwrap();
+    let flags = OpenFlags { discard: true, ..OpenFlags::default() };
     assert_eq!(open(&device, &mapper, &key, flags).unwrap(), Outcome::Changed);
     assert_eq!(open(&device, &mapper, &key, flags).unwrap(), Outcome::Unchanged);
     let plain = device::resolve(Path::new(&mapper.device())).unwrap();
-    make(&plain, Filesystem::Ext4, None).unwrap();
+    make(&plain, &Filesystem::of(FilesystemType::Ext4)).unwrap();
     assert_eq!(mark_complete(&device, &mapper).unwrap(), Outcome::Changed);
     assert_eq!(inspect::inspect(&plain).unwrap().refusal(&plain).unwrap().cause, Cause::ForeignSignature);
     let uuid = header(&device).unwrap().unwrap().uuid.replace('-', "");
@@ -288,12 +315,12 @@ fn open_adopt_close() {
     backing::ensure(&other, 64 * MIB).unwrap();
     let (second, _) = loops::attach_loop(&other).unwrap();
     let _tidy_second = Tidy(second.clone());
-    format(&second, FormatOptions { mapper: &mapper, kdf: Kdf::Pbkdf2Minimal }, &key).unwrap();
+    format(&second, FormatOptions { mapper: &mapper, kdf: Kdf::Pbkdf2Minimal, sector_size: None }, &key).unwrap();
     let failure = open(&second, &mapper, &key, flags).unwrap_err().failure();
     assert_eq!(failure.cause, Cause::ChainBroken, "{failure}");
 
     // Held devices are neither formatted, nor detached, nor closed.
-    let options = FormatOptions { mapper: &mapper, kdf: Kdf::Pbkdf2Minimal };
+    let options = FormatOptions { mapper: &mapper, kdf: Kdf::Pbkdf2Minimal, sector_size: None };
     assert_eq!(format(&device, options, &key).unwrap_err().failure().cause, Cause::DeviceBusy);
     assert_eq!(loops::detach_loop(&device).unwrap_err().failure().cause, Cause::DeviceBusy);
     let held = std::fs::File::open(plain.as_path()).unwrap();

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use secretfs_block::{device, loops, mapping};
-use secretfs_core::chain::{luks_uuid, parse_crypt_table, top_mount};
+use secretfs_core::chain::{Mount, luks_uuid, parse_crypt_table, top_mount};
 use secretfs_core::config::{Backing, Config, Volume};
 use secretfs_core::name::{MountPoint, VolumeName};
 use secretfs_systemd::manager::{Manager, UnitFacts};
@@ -76,8 +76,9 @@ async fn begin(manager: &Manager, name: &VolumeName) -> Report {
 /// The state of a volume, from that of its service.
 fn state(facts: &UnitFacts) -> &'static str {
     match (facts.active_state.as_str(), facts.sub_state.as_str()) {
-        ("active", _) => "ready",
-        ("activating" | "reloading", _) => "starting",
+        // A volume is there while it grows, which is what a reload does.
+        ("active" | "reloading", _) => "ready",
+        ("activating", _) => "starting",
         ("deactivating", _) => "stopping",
         ("failed", _) => "failed",
         ("inactive", _) => "stopped",
@@ -115,7 +116,12 @@ fn add_chain(report: &mut Report, name: &VolumeName, mount: &MountPoint, mountin
     }) else {
         return;
     };
-    if let Some(mounted) = top_mount(mountinfo, mount).filter(|mounted| mounted.devno == number) {
+    let ours = |mounted: &Mount| match &mapping {
+        Some(mapping) => mounted.is_on(&name.mapper(), mapping),
+        // The mapping's table is for root alone.
+        None => mounted.devno == number,
+    };
+    if let Some(mounted) = top_mount(mountinfo, mount).filter(ours) {
         report.mounted = true;
         report.filesystem = Some(mounted.filesystem);
         report.usage = rustix::fs::statvfs(mount.as_str()).ok().map(|stat| Usage {

@@ -99,6 +99,7 @@ fn type_hint(message: &str) -> Option<&'static str> {
     match expected {
         "a boolean" => Some("write true or false, without quotes"),
         "a string" => Some("write it in quotes"),
+        "i64" | "an integer" => Some("write a number, without quotes"),
         "a sequence" => Some("write a list: [\"…\", \"…\"]"),
         "a table" | "a map" => Some("write a table: { name = \"…\" }"),
         _ => None,

@@ -1,5 +1,8 @@
 //! One volume as written, checked into the form the rest of the code sees.
 
+mod filesystem;
+mod mkfs;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
@@ -8,7 +11,7 @@ use toml::Spanned;
 
 use super::error::suggestion;
 use super::quantity::{parse_duration, parse_size};
-use super::{Backing, ConfigError, Filesystem, Lifecycle, Place, Source, Volume, written};
+use super::{Backing, ConfigError, FilesystemType, Lifecycle, Place, Source, Volume, written};
 use crate::key::{KeySource, PLACEHOLDERS, placeholders};
 use crate::name::{MountPoint, NameError, UnitName, VolumeName, escape_path, path_fault};
 
@@ -17,6 +20,10 @@ const SMALLEST_FILE: u64 = 32 << 20;
 
 /// mkfs.xfs refuses less than 300 MiB (xfsprogs 5.19 and later), and the LUKS2 header comes before it.
 const SMALLEST_FILE_XFS: u64 = 320 << 20;
+
+/// mkfs.btrfs refuses less than 109 MiB with its usual profiles (btrfs-progs 6.2), and what is as small is full of
+/// metadata at once; the LUKS2 header comes before it.
+const SMALLEST_FILE_BTRFS: u64 = 160 << 20;
 
 /// File sizes are whole sectors of the encryption, so that 4096-byte sectors can be used.
 const SIZE_STEP: u64 = 4096;
@@ -77,23 +84,19 @@ pub(super) fn volume(
         Lifecycle::Persistent,
         &[Lifecycle::Ephemeral, Lifecycle::Persistent].map(|value| (value.as_str(), value)),
     );
-    let kind = written.filesystem.as_ref().and_then(|filesystem| filesystem.get_ref().kind.as_ref());
-    let filesystem = check.one_of(
-        "filesystem.type",
-        kind,
-        Filesystem::Ext4,
-        &[Filesystem::Ext4, Filesystem::Xfs].map(|value| (value.as_str(), value)),
-    );
+    let filesystem = check.filesystem_type(written.filesystem.as_ref());
     let example = "{ file = \"/var/lib/secretfs/scratch.img\", size = \"2GiB\" }";
     let backing = check.required("backing", example, written.backing.as_ref());
-    let backing = backing.and_then(|backing| check.backing(backing, filesystem));
+    let backing = backing.and_then(|backing| check.backing(backing, filesystem.unwrap_or(FilesystemType::Ext4)));
+    let luks = check.luks(written.luks.as_ref());
+    let filesystem = check.filesystem(filesystem, written.filesystem.as_ref(), &luks);
     let example = "{ source = \"s3+kms\", bucket = \"…\", object = \"…\", kms-key = \"alias/…\" }";
     let key = check.required("key", example, written.key.as_ref());
     let key = key.and_then(|key| check.key(key));
     let consumers = check.consumers(name, mount.as_ref(), &written.consumers);
     let start_timeout = check.start_timeout(written.start_timeout.as_ref());
-    match (mount, backing, key) {
-        (Some(mount), Some(backing), Some(key)) if check.errors.is_empty() => Ok(Volume {
+    match (mount, backing, filesystem, key) {
+        (Some(mount), Some(backing), Some(filesystem), Some(key)) if check.errors.is_empty() => Ok(Volume {
             name: name.clone(),
             source_path: source.path.clone(),
             line: Place::new(source, span.clone()).line,
@@ -101,6 +104,7 @@ pub(super) fn volume(
             lifecycle,
             backing,
             filesystem,
+            luks,
             key,
             consumers,
             auto: written.auto.unwrap_or(true),
@@ -180,7 +184,7 @@ impl Checker<'_> {
         Some(text.get_ref().clone())
     }
 
-    fn backing(&mut self, backing: &Spanned<written::Backing>, filesystem: Filesystem) -> Option<Backing> {
+    fn backing(&mut self, backing: &Spanned<written::Backing>, filesystem: FilesystemType) -> Option<Backing> {
         let written::Backing { file, size, device } = backing.get_ref();
         match (file, size, device) {
             (Some(file), Some(size), None) => {
@@ -229,10 +233,11 @@ impl Checker<'_> {
         }
     }
 
-    fn file_size(&mut self, text: &Spanned<String>, filesystem: Filesystem) -> Option<u64> {
+    fn file_size(&mut self, text: &Spanned<String>, filesystem: FilesystemType) -> Option<u64> {
         let smallest = match filesystem {
-            Filesystem::Ext4 => SMALLEST_FILE,
-            Filesystem::Xfs => SMALLEST_FILE_XFS,
+            FilesystemType::Ext4 => SMALLEST_FILE,
+            FilesystemType::Xfs => SMALLEST_FILE_XFS,
+            FilesystemType::Btrfs => SMALLEST_FILE_BTRFS,
         };
         let size = match parse_size(text.get_ref()) {
             Ok(size) => size,

@@ -50,6 +50,7 @@ pub(super) struct Volume {
     pub(super) lifecycle: Option<Spanned<String>>,
     pub(super) backing: Option<Spanned<Backing>>,
     pub(super) filesystem: Option<Spanned<Filesystem>>,
+    pub(super) luks: Option<Spanned<Luks>>,
     pub(super) key: Option<Spanned<Key>>,
     #[serde(default)]
     pub(super) consumers: Vec<Spanned<String>>,
@@ -70,6 +71,23 @@ pub(super) struct Backing {
 pub(super) struct Filesystem {
     #[serde(rename = "type")]
     pub(super) kind: Option<Spanned<String>>,
+    pub(super) label: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) mkfs_options: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) mount_options: Vec<Spanned<String>>,
+    pub(super) owner: Option<Spanned<String>>,
+    pub(super) group: Option<Spanned<String>>,
+    pub(super) mode: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", expecting = "a table")]
+pub(super) struct Luks {
+    pub(super) discard: Option<bool>,
+    pub(super) no_read_workqueue: Option<bool>,
+    pub(super) no_write_workqueue: Option<bool>,
+    pub(super) sector_size: Option<Spanned<i64>>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -1,7 +1,7 @@
 //! What to do with a device, from what is on it. In doubt: nothing.
 
 use crate::cause::{Cause, Failure};
-use crate::config::{Filesystem, Lifecycle};
+use crate::config::{FilesystemType, Lifecycle};
 
 /// What is on a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,11 +61,11 @@ pub fn decide_opening(
 }
 
 /// Checks that an opened volume holds the file system it is configured with.
-pub(super) fn check_filesystem(filesystem: Filesystem, contents: &Contents) -> Result<(), Failure> {
+pub(super) fn check_filesystem(filesystem: FilesystemType, contents: &Contents) -> Result<(), Failure> {
     let found = match contents {
         Contents::Signature(kind) if kind == filesystem.as_str() => return Ok(()),
         // ext3 is what the shell recipe's `mke2fs -j` made; the kernel's ext4 mounts it as it is.
-        Contents::Signature(kind) if kind == "ext3" && filesystem == Filesystem::Ext4 => return Ok(()),
+        Contents::Signature(kind) if kind == "ext3" && filesystem == FilesystemType::Ext4 => return Ok(()),
         Contents::Signature(kind) => kind.as_str(),
         Contents::Blank => "nothing",
         Contents::Luks { .. } => "another LUKS header",

@@ -28,6 +28,10 @@ pub enum Step {
     FinishFormat,
     /// Have systemd mount it.
     Mount,
+    /// Have the file system fill the mapping, should that have become larger.
+    Grow,
+    /// Give the mounted root directory its owner, group and mode.
+    Own,
     /// Read the chain back.
     Verify,
     /// Have systemd unmount it.
@@ -52,6 +56,8 @@ impl Step {
             Self::MakeFilesystem => "make-filesystem",
             Self::FinishFormat => "finish-format",
             Self::Mount => "mount",
+            Self::Grow => "grow",
+            Self::Own => "own",
             Self::Verify => "verify",
             Self::Unmount => "unmount",
             Self::Close => "close",
@@ -73,6 +79,8 @@ impl Step {
             Self::MakeFilesystem => "Making the file system",
             Self::FinishFormat => "Finishing the format",
             Self::Mount => "Mounting",
+            Self::Grow => "Looking whether the file system fills the volume",
+            Self::Own => "Setting owner, group and mode of the root directory",
             Self::Verify if adopting => "Verifying a volume that was already mounted",
             Self::Verify => "Verifying the mount, the mapping and the backing device",
             Self::Unmount => "Unmounting",
@@ -84,7 +92,7 @@ impl Step {
     /// How long it may legitimately take; what `EXTEND_TIMEOUT_USEC=` is told before it runs.
     pub fn limit(self) -> Duration {
         let seconds = match self {
-            Self::Survey | Self::Guard | Self::Verify | Self::FinishFormat | Self::Detach => 30,
+            Self::Survey | Self::Guard | Self::Own | Self::Verify | Self::FinishFormat | Self::Detach => 30,
             // Inspection reads samples of the device, twice; a cold network disk takes milliseconds for each.
             Self::Attach | Self::Inspect | Self::Close => 120,
             // S3, KMS and the metadata service, with the SDK's own retries.
@@ -93,8 +101,8 @@ impl Step {
             Self::Format(_) | Self::Unlock => 180,
             // mkfs discards the whole device where it can.
             Self::MakeFilesystem => 900,
-            // A journal may have to be replayed, or the rest of the page cache written.
-            Self::Mount | Self::Unmount => 300,
+            // A journal may have to be replayed, or the rest of the page cache written; growing writes new group tables.
+            Self::Mount | Self::Grow | Self::Unmount => 300,
         };
         Duration::from_secs(seconds)
     }

@@ -1,16 +1,21 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{Config, Source};
+use crate::config::{Config, FilesystemType, Source};
 use crate::key::KeyForm;
 
 const SECOND: Duration = Duration::from_secs(1);
 
 fn volume(lifecycle: &str) -> Volume {
+    volume_with(lifecycle, "")
+}
+
+/// A volume with more lines in its table.
+fn volume_with(lifecycle: &str, lines: &str) -> Volume {
     let text = format!(
         "[volume.scratch]\nmount = \"/mnt/secretfs\"\nlifecycle = \"{lifecycle}\"\nstart-timeout = \"60s\"\n\
          backing = {{ file = \"/srv/scratch.img\", size = \"64MiB\" }}\n\
-         key = {{ source = \"s3+kms\", bucket = \"b\", object = \"o\", kms-key = \"k\" }}\n"
+         key = {{ source = \"s3+kms\", bucket = \"b\", object = \"o\", kms-key = \"k\" }}\n{lines}"
     );
     let config = Config::parse(&[Source { path: "test.toml".to_owned(), text }]);
     config.volumes.into_values().next().expect("the text above is a volume")
@@ -65,6 +70,7 @@ fn up() -> Vec<Event> {
         Event::Done(Step::Unlock),
         ext4(false),
         Event::Done(Step::Mount),
+        Event::Done(Step::Grow),
         Event::Done(Step::Verify),
     ]
 }
@@ -80,11 +86,41 @@ fn a_formatted_volume_comes_up() {
         Action::DropKey,
         Action::Run(Step::Inspect),
         Action::Run(Step::Mount),
+        Action::Run(Step::Grow),
         Action::Run(Step::Verify),
         Action::Ready,
         Action::Tell(Story::Ready { adopted: false }),
     ];
     assert_eq!(drive(&mut persistent(), up()), wanted);
+}
+
+#[test]
+fn an_owner_is_set_on_what_is_mounted_and_before_it_is_verified() {
+    let mut machine = Machine::new(&volume_with("persistent", "filesystem = { owner = \"postgres\" }\n"), 1);
+    let mut events = up();
+    events.insert(events.len() - 1, Event::Done(Step::Own));
+    let actions = drive(&mut machine, events);
+    let wanted = [Step::Mount, Step::Grow, Step::Own, Step::Verify].map(Action::Run);
+    assert_eq!(actions[7..11], wanted);
+    assert_eq!(actions[11], Action::Ready);
+}
+
+#[test]
+fn an_owner_that_is_not_known_takes_everything_down() {
+    let mut machine = Machine::new(&volume_with("persistent", "filesystem = { owner = \"nobodyelse\" }\n"), 1);
+    let mut events = up();
+    events.pop();
+    events.extend([
+        failed(Step::Own, Cause::NoSuchOwner),
+        Event::Done(Step::Unmount),
+        Event::Done(Step::Close),
+        Event::Done(Step::Detach),
+    ]);
+    let actions = drive(&mut machine, events);
+    assert!(!actions.contains(&Action::Ready), "{actions:?}");
+    let wanted = [Step::Unmount, Step::Close, Step::Detach].map(Action::Run);
+    assert_eq!(actions[actions.len() - 4..actions.len() - 1], wanted);
+    assert_eq!(actions.last(), Some(&Action::Exit(Exit::Permanent)));
 }
 
 #[test]
@@ -325,10 +361,10 @@ fn openings() {
 #[test]
 fn only_the_configured_file_system_will_do() {
     let signature = |kind: &str| Contents::Signature(kind.to_owned());
-    assert_eq!(decide::check_filesystem(Filesystem::Ext4, &signature("ext4")), Ok(()));
-    assert_eq!(decide::check_filesystem(Filesystem::Ext4, &signature("ext3")), Ok(()));
+    assert_eq!(decide::check_filesystem(FilesystemType::Ext4, &signature("ext4")), Ok(()));
+    assert_eq!(decide::check_filesystem(FilesystemType::Ext4, &signature("ext3")), Ok(()));
     for contents in [signature("xfs"), Contents::Blank, Contents::Unknown, ours()] {
-        let failure = decide::check_filesystem(Filesystem::Ext4, &contents).unwrap_err();
+        let failure = decide::check_filesystem(FilesystemType::Ext4, &contents).unwrap_err();
         assert_eq!(failure.cause, Cause::FilesystemMissing);
     }
 }

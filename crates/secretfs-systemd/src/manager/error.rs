@@ -14,6 +14,8 @@ pub enum Task {
     Start,
     /// Stop a unit.
     Stop,
+    /// Have a running unit read its configuration again.
+    Reload,
     /// Cancel the pending start of a unit.
     CancelStart,
     /// Read the state of a unit.
@@ -25,6 +27,7 @@ impl fmt::Display for Task {
         f.write_str(match self {
             Self::Start => "start",
             Self::Stop => "stop",
+            Self::Reload => "reload",
             Self::CancelStart => "cancel the start of",
             Self::Read => "show",
         })

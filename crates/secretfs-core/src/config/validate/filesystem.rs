@@ -1,0 +1,221 @@
+//! The file system, its mount and the encryption below it, checked.
+
+use std::ops::Range;
+
+use toml::Spanned;
+
+use super::Checker;
+use crate::config::{Filesystem, FilesystemType, Luks, RootDirectory, written};
+
+/// The longest number of a user or group that is one: the last of 32 bits stands for "none" (chown(2)).
+const ID_MAX: u32 = u32::MAX - 1;
+
+/// The longest name of a user or group (`LOGIN_NAME_MAX` of limits.h, without its end).
+const NAME_MAX: usize = 255;
+
+/// Permissions and the sticky bit; the daemon's sandbox has `RestrictSUIDSGID=`.
+const MODE_MAX: u32 = 0o1777;
+
+/// Mount options that would undo what secretfs promises, with the cure.
+const UNFIT_MOUNT_OPTIONS: [(&[&str], &str); 7] = [
+    (&["_netdev"], "take it out: secretfs adds it where it is needed"),
+    (
+        &["auto", "noauto", "nofail"],
+        "take it out: whether the volume starts at boot is `auto`, and consumers must not run without it",
+    ),
+    (
+        &["group", "owner", "user", "users"],
+        "take it out: systemd mounts the volume; for the root directory use `owner` and `group` of `filesystem`",
+    ),
+    (&["ro"], "take it out; `ReadOnlyPaths=` in a consumer's unit keeps that consumer from writing"),
+    (
+        &[
+            "bind",
+            "rbind",
+            "move",
+            "remount",
+            "loop",
+            "offset",
+            "sizelimit",
+            "shared",
+            "rshared",
+            "private",
+            "rprivate",
+            "slave",
+            "rslave",
+            "unbindable",
+            "runbindable",
+            "subvol",
+            "subvolid",
+        ],
+        "take it out: the whole file system of the volume is mounted, and nothing else",
+    ),
+    (
+        &["device", "journal_dev", "journal_path", "logdev", "rtdev"],
+        "take it out: all of the file system lies on the encrypted volume",
+    ),
+    (
+        &["noload", "nologreplay", "norecovery"],
+        "take it out: after a power cut the file system would be mounted without its last changes",
+    ),
+];
+
+/// The length of a label in bytes, by the type of the file system (`EXT2_LABEL_LEN`, `XFSLABEL_MAX`, and
+/// `BTRFS_LABEL_SIZE` without its end).
+fn label_max(kind: FilesystemType) -> usize {
+    match kind {
+        FilesystemType::Ext4 => 16,
+        FilesystemType::Xfs => 12,
+        FilesystemType::Btrfs => 255,
+    }
+}
+
+impl Checker<'_> {
+    /// The type of the file system; nothing when it is not known.
+    pub(super) fn filesystem_type(&mut self, written: Option<&Spanned<written::Filesystem>>) -> Option<FilesystemType> {
+        let known = FilesystemType::ALL.map(|kind| (kind.as_str(), Some(kind)));
+        match written.and_then(|filesystem| filesystem.get_ref().kind.as_ref()) {
+            None => Some(FilesystemType::Ext4),
+            kind => self.one_of("filesystem.type", kind, None, &known),
+        }
+    }
+
+    /// All but the type, as far as it does not depend on a type that is not known.
+    pub(super) fn filesystem(
+        &mut self,
+        kind: Option<FilesystemType>,
+        written: Option<&Spanned<written::Filesystem>>,
+        luks: &Luks,
+    ) -> Option<Filesystem> {
+        let Some(written) = written.map(Spanned::get_ref) else { return kind.map(Filesystem::of) };
+        let root = RootDirectory {
+            owner: written.owner.as_ref().and_then(|name| self.account("filesystem.owner", name)),
+            group: written.group.as_ref().and_then(|name| self.account("filesystem.group", name)),
+            mode: written.mode.as_ref().and_then(|text| self.mode(text)),
+        };
+        let mount_options = self.mount_options(&written.mount_options, luks);
+        let kind = kind?;
+        let label = written.label.as_ref().and_then(|text| self.label(kind, text));
+        let mkfs_options = self.mkfs_options(kind, &written.mkfs_options);
+        Some(Filesystem { kind, label, mkfs_options, mount_options, root })
+    }
+
+    fn label(&mut self, kind: FilesystemType, text: &Spanned<String>) -> Option<String> {
+        let (label, max) = (text.get_ref(), label_max(kind));
+        let (message, hint) = if label.is_empty() {
+            ("it is empty".to_owned(), "leave it out, or give the file system a label".to_owned())
+        } else if label.chars().any(char::is_control) {
+            (format!("{label:?} has a control character"), "use letters, digits, `-` and `_`".to_owned())
+        } else if label.len() > max {
+            let message = format!("{label:?} has {} bytes", label.len());
+            (message, format!("{} takes a label of at most {max} bytes", kind.as_str()))
+        } else {
+            return Some(label.clone());
+        };
+        self.refuse("filesystem.label", text.span(), message, hint);
+        None
+    }
+
+    fn mount_options(&mut self, written: &[Spanned<String>], luks: &Luks) -> Vec<String> {
+        let mut options: Vec<String> = Vec::new();
+        for text in written {
+            let option = text.get_ref();
+            match mount_option_fault(option, luks) {
+                Some((message, hint)) => {
+                    self.refuse("filesystem.mount-options", text.span(), message, hint);
+                }
+                None if options.contains(option) => {}
+                None => options.push(option.clone()),
+            }
+        }
+        options
+    }
+
+    /// The name or number of a user or group; whether there is such a one is seen when the volume is mounted.
+    fn account(&mut self, key: &str, text: &Spanned<String>) -> Option<String> {
+        let name = text.get_ref();
+        let number = name.chars().all(|c| c.is_ascii_digit());
+        let unfit = |c: char| c.is_control() || c.is_whitespace() || ":/,%".contains(c);
+        let (message, hint) = if name.is_empty() {
+            ("it is empty".to_owned(), "leave it out, or give a name such as \"postgres\"")
+        } else if number && name.parse::<u32>().is_ok_and(|id| id <= ID_MAX) {
+            return Some(name.clone());
+        } else if number || name.len() > NAME_MAX || name.starts_with('-') || name.contains(unfit) {
+            (
+                format!("{name:?} is not a name"),
+                "give the name as it stands in /etc/passwd or /etc/group, or its number",
+            )
+        } else {
+            return Some(name.clone());
+        };
+        self.refuse(key, text.span(), message, hint);
+        None
+    }
+
+    fn mode(&mut self, text: &Spanned<String>) -> Option<u32> {
+        let octal = text.get_ref().chars().all(|c| ('0'..='7').contains(&c));
+        let mode = u32::from_str_radix(text.get_ref(), 8).ok().filter(|_| octal && text.get_ref().len() >= 3);
+        let (message, hint) = match mode {
+            Some(mode) if mode <= MODE_MAX => return Some(mode),
+            Some(_) => (
+                format!("{:?} sets more than permissions and the sticky bit", text.get_ref()),
+                "the daemon's sandbox has no set-user-ID and set-group-ID; give such a mode to a directory below",
+            ),
+            None => (format!("{:?} is not an octal mode", text.get_ref()), "write it as chmod(1) takes it: \"0750\""),
+        };
+        self.refuse("filesystem.mode", text.span(), message, hint);
+        None
+    }
+
+    /// How the encryption is set up.
+    pub(super) fn luks(&mut self, written: Option<&Spanned<written::Luks>>) -> Luks {
+        let Some(written) = written.map(Spanned::get_ref) else { return Luks::default() };
+        let sector_size = written.sector_size.as_ref().and_then(|size| self.sector_size(*size.get_ref(), size.span()));
+        Luks {
+            discard: written.discard.unwrap_or(false),
+            no_read_workqueue: written.no_read_workqueue.unwrap_or(false),
+            no_write_workqueue: written.no_write_workqueue.unwrap_or(false),
+            sector_size,
+        }
+    }
+
+    fn sector_size(&mut self, size: i64, span: Range<usize>) -> Option<u32> {
+        match size {
+            512 => Some(512),
+            4096 => Some(4096),
+            _ => {
+                let hint =
+                    "write 4096, or 512 for a device whose size is no multiple of 4096; left out, secretfs chooses";
+                self.refuse("luks.sector-size", span, format!("{size} is not a sector size"), hint);
+                None
+            }
+        }
+    }
+}
+
+/// What keeps `option` from being one of the mount's, and the cure.
+fn mount_option_fault(option: &str, luks: &Luks) -> Option<(String, &'static str)> {
+    let name = option.split('=').next().unwrap_or(option);
+    if option.is_empty() {
+        return Some(("an option is empty".to_owned(), "take it out"));
+    }
+    if option.contains(',') {
+        let hint = "write each option by itself: [\"noatime\", \"nodev\"]";
+        return Some((format!("{option:?} is more than one option"), hint));
+    }
+    if option.chars().any(|c| c.is_whitespace() || c.is_control() || "\"'\\".contains(c)) {
+        return Some((format!("{option:?} has a blank, a quote or a backslash"), "mount(8) takes no such option here"));
+    }
+    if name.starts_with("x-") || name.starts_with("X-") {
+        let hint = "such options are for /etc/fstab; write a drop-in for the mount unit, see systemd.mount(5)";
+        return Some((format!("{option:?} can't be given here"), hint));
+    }
+    if let Some((_, cure)) = UNFIT_MOUNT_OPTIONS.iter().find(|(names, _)| names.contains(&name)) {
+        return Some((format!("{option:?} can't be given here"), cure));
+    }
+    if name == "discard" && !luks.discard {
+        let hint = "add: luks = { discard = true }, or take the option out: the encryption would keep discards back";
+        return Some((format!("{option:?} has no effect"), hint));
+    }
+    None
+}
