@@ -89,9 +89,16 @@ key = {{ source = "s3+kms", bucket = "an-internalstoragekeybucket", object = "{o
     /// Fails unless the volume is up: service, mapping and mount all say so.
     pub(super) fn check_up(&self, rig: &Rig) -> Result<()> {
         rig.same(&self.service(), "ActiveState", "active")?;
-        let mounted = rig.vm.ok(&format!("findmnt --noheadings --output SOURCE,FSTYPE --mountpoint {}", self.mount))?;
+        // The kernel names a btrfs by its device, `/dev/dm-0`, and the others by what they were mounted from.
+        let mounted = rig.vm.ok(&format!(
+            "findmnt --noheadings --output SOURCE,FSTYPE --mountpoint {} | while read -r source type; do
+                 echo \"$(readlink --canonicalize \"$source\") $type\"
+             done",
+            self.mount
+        ))?;
+        let device = rig.vm.ok(&format!("readlink --canonicalize {}", self.mapper()))?;
         ensure!(
-            mounted.split_whitespace().eq([self.mapper().as_str(), self.filesystem.as_str()]),
+            mounted.split_whitespace().eq([device.trim(), self.filesystem.as_str()]),
             "at {} is mounted: {mounted}",
             self.mount
         );
