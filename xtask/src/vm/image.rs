@@ -46,7 +46,12 @@ const FILES: &[(&str, &str)] = &[
     ("etc/machine-id", "5ec2e7f5000000000000000000000001\n"),
     ("etc/fstab", "/dev/vda / ext4 noatime 0 1\n"),
     ("etc/resolv.conf", "nameserver 10.0.2.3\n"),
-    ("etc/systemd/network/10-rig.network", "[Match]\nName=en* eth*\n\n[Network]\nDHCP=ipv4\nLinkLocalAddressing=no\n"),
+    // Nobody may ask a metadata service but the rig's own, should the settings that lead there ever be missing.
+    (
+        "etc/systemd/network/10-rig.network",
+        "[Match]\nName=en* eth*\n\n[Network]\nDHCP=ipv4\nLinkLocalAddressing=no\n\n\
+         [Route]\nDestination=169.254.0.0/16\nType=unreachable\n",
+    ),
     // Scenarios read the journal of the boot before, and every line counts.
     ("etc/systemd/journald.conf.d/rig.conf", "[Journal]\nStorage=persistent\nRateLimitIntervalSec=0\n"),
     ("etc/ssh/sshd_config.d/rig.conf", "UseDNS no\nUsePAM no\nMaxSessions 100\n"),

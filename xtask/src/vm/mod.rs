@@ -141,7 +141,9 @@ impl Rig {
         vm.put_file("/usr/local/bin/rig-consumer", CONSUMER)?;
         vm.ok("chmod 0755 /usr/local/bin/rig-consumer")?;
         println!("vm: package installed ({:.1} s)", begun.elapsed().as_secs_f64());
-        Ok(Self { vm, aws, _lock: lock, since: String::new() })
+        let rig = Self { vm, aws, _lock: lock, since: String::new() };
+        rig.use_kms(Kms::Iam)?;
+        Ok(rig)
     }
 
     /// Brings machine and account to the state in which every scenario begins.
