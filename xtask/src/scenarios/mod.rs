@@ -91,10 +91,6 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: crash::kill_while_opening,
     },
     Scenario { name: "crash: the daemon is killed after each action of a stop", run: crash::kill_while_stopping },
-    Scenario {
-        name: "crash: the power is cut after each action of a first start",
-        run: crash::power_cut_while_formatting,
-    },
     Scenario { name: "bad input: a malformed or unknown key", run: bad_input::malformed_or_unknown_key },
     Scenario { name: "bad input: two volumes on one mount point or one device", run: bad_input::two_on_one },
     Scenario {
