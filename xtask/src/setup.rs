@@ -46,9 +46,13 @@ pub(crate) fn setup() -> Result<()> {
     if capture(Command::new("id").arg("-u"))?.trim() != "0" {
         bail!("run this as root, or install first: apt-get install {}", missing.join(" "));
     }
+    // A backported qemu-utils breaks Debian 12's own emulator, and has to go back to the release's version with it.
+    if missing.contains(&"qemu-system-x86") && installed.iter().any(|have| have == "qemu-utils") {
+        missing.push("qemu-utils/bookworm");
+    }
     run(Command::new("apt-get").args(["-q", "update"]))?;
     run(Command::new("apt-get")
-        .args(["-q", "-y", "install", "--no-install-recommends"])
+        .args(["-q", "-y", "install", "--no-install-recommends", "--allow-downgrades"])
         .args(missing)
         .env("DEBIAN_FRONTEND", "noninteractive"))
 }
