@@ -8,9 +8,6 @@ use std::time::Duration;
 use secretfs_core::name::MountPoint;
 use secretfs_systemd::manager::{JobResult, Manager};
 
-/// There is no such volume, as in `secretfs status`.
-const NO_SUCH_VOLUME: u8 = 4;
-
 /// systemd ends a reload at `TimeoutStartSec=` of the unit, which is less.
 const LIMIT: Duration = Duration::from_mins(5);
 
@@ -23,7 +20,7 @@ pub fn run(name: &str) -> io::Result<ExitCode> {
         eprintln!(
             "secretfs: volume {name} {why}\nhint: `secretfs status` shows all, `secretfs check` says what is wrong"
         );
-        return Ok(if refused { ExitCode::FAILURE } else { ExitCode::from(NO_SUCH_VOLUME) });
+        return Ok(if refused { ExitCode::FAILURE } else { ExitCode::from(crate::NO_SUCH_VOLUME) });
     };
     let before = size(&volume.mount);
     let unit = volume.name.service();

@@ -16,6 +16,9 @@ use clap::Parser as _;
 
 use self::cli::{Cli, Command};
 
+/// The exit status for a volume that does not exist, as `systemctl status` has it.
+const NO_SUCH_VOLUME: u8 = 4;
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Status { name, json } => status::run(name.as_deref(), json),

@@ -11,9 +11,6 @@ use secretfs_core::config::{Backing, Config, Volume};
 use secretfs_core::forecast::{Deed, Findings, Forecast, forecast};
 use serde::Serialize;
 
-/// There is no such volume, as in `secretfs status`.
-const NO_SUCH_VOLUME: u8 = 4;
-
 /// What would happen to one volume, as `--json` prints it.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -37,7 +34,7 @@ pub fn run(only: Option<&str>, json: bool) -> io::Result<ExitCode> {
     let plans = plan_all(&config, only);
     if plans.is_empty() {
         eprintln!("secretfs: there is no such volume\nhint: `secretfs status` shows all");
-        return Ok(ExitCode::from(NO_SUCH_VOLUME));
+        return Ok(ExitCode::from(crate::NO_SUCH_VOLUME));
     }
     let mut out = io::stdout().lock();
     if json {

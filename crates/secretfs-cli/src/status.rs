@@ -13,9 +13,6 @@ use serde::Serialize;
 /// Every shown volume is ready, as `systemctl status` has it.
 const NOT_READY: u8 = 3;
 
-/// There is no such volume, as `systemctl status` has it.
-const NO_SUCH_VOLUME: u8 = 4;
-
 /// One volume, as `--json` prints it. What could not be read or does not apply is null.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -78,7 +75,7 @@ pub fn run(name: Option<&str>, json: bool) -> io::Result<ExitCode> {
             Some(name) => writeln!(err, "secretfs: there is no volume {name}\nhint: `secretfs status` shows all")?,
             None => writeln!(err, "secretfs: no volume is configured\nhint: see secretfs.toml(5)")?,
         }
-        return Ok(ExitCode::from(NO_SUCH_VOLUME));
+        return Ok(ExitCode::from(crate::NO_SUCH_VOLUME));
     }
     let ready = reports.iter().all(|report| report.state == "ready");
     Ok(if ready { ExitCode::SUCCESS } else { ExitCode::from(NOT_READY) })
