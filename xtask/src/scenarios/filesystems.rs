@@ -26,7 +26,16 @@ pub(super) fn btrfs(rig: &mut Rig) -> Result<()> {
     ensure!(status.contains("/mnt/secretfs (btrfs)"), "{status}");
     rig.vm.ok("echo text > /mnt/secretfs/file")?;
 
-    rig.kill_daemon()?;
+    let daemon = rig.number("secretfs@scratch.service", "MainPID")?;
+    rig.vm.ok(&format!("kill -9 {daemon}"))?;
+    rig.vm.wait_until(
+        "another instance is ready",
+        &format!(
+            "[ \"$(systemctl show --value --property MainPID secretfs@scratch)\" != {daemon} ] &&
+             systemctl is-active secretfs@scratch"
+        ),
+        UP_LIMIT,
+    )?;
     volume.check_up(rig)?;
     rig.vm.ok("systemctl stop secretfs@scratch")?;
     volume.check_gone(rig)?;

@@ -197,20 +197,6 @@ impl Rig {
         self.vm.wait_until(&format!("{unit} is active"), &format!("systemctl is-active '{unit}'"), UP_LIMIT)
     }
 
-    /// Kills the daemon of the volume `scratch` and waits until another instance is ready.
-    pub(super) fn kill_daemon(&self) -> Result<()> {
-        let daemon = self.number("secretfs@scratch.service", "MainPID")?;
-        self.vm.ok(&format!("kill -9 {daemon}"))?;
-        self.vm.wait_until(
-            "another instance is ready",
-            &format!(
-                "[ \"$(systemctl show --value --property MainPID secretfs@scratch)\" != {daemon} ] &&
-                 systemctl is-active secretfs@scratch"
-            ),
-            UP_LIMIT,
-        )
-    }
-
     /// Fails unless the service failed for good with this cause: in `STATUS=` and, with a hint, in the journal.
     pub(super) fn check_failed(&self, service: &str, cause: &str) -> Result<()> {
         self.same(service, "ActiveState", "failed")?;

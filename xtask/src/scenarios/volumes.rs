@@ -98,8 +98,17 @@ pub(super) fn kill_the_daemon(rig: &mut Rig) -> Result<()> {
     let mount_id = "findmnt --noheadings --output ID --mountpoint /mnt/secretfs";
     let (mount_before, uuid_before) = (rig.vm.ok(mount_id)?, volume.luks_uuid(rig)?);
     let consumer = rig.number("rig-mount.service", "MainPID")?;
+    let daemon = rig.number("secretfs@scratch.service", "MainPID")?;
 
-    rig.kill_daemon()?;
+    rig.vm.ok(&format!("kill -9 {daemon}"))?;
+    rig.vm.wait_until(
+        "another instance is ready",
+        &format!(
+            "[ \"$(systemctl show --value --property MainPID secretfs@scratch)\" != {daemon} ] &&
+             systemctl is-active secretfs@scratch"
+        ),
+        UP_LIMIT,
+    )?;
     volume.check_up(rig)?;
     rig.same("secretfs@scratch.service", "NRestarts", "1")?;
     ensure!(rig.vm.ok(mount_id)? == mount_before, "the volume was mounted anew");
