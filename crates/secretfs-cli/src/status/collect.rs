@@ -1,12 +1,11 @@
 //! The facts: from the configuration, from systemd, from the kernel.
 
 use std::fs;
-use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use secretfs_block::{device, loops, mapping};
+use secretfs_block::{device, mapping, volume as facts};
 use secretfs_core::chain::{luks_uuid, parse_crypt_table, top_mount};
-use secretfs_core::config::{Backing, Config, Volume};
+use secretfs_core::config::{Config, Volume};
 use secretfs_core::name::{MountPoint, VolumeName};
 use secretfs_systemd::manager::{Manager, UnitFacts};
 
@@ -88,14 +87,9 @@ fn state(facts: &UnitFacts) -> &'static str {
 fn add_volume(report: &mut Report, volume: &Volume) {
     report.mount = Some(volume.mount.to_string());
     report.lifecycle = Some(volume.lifecycle.as_str());
-    report.backing = Some(volume.backing.path().to_owned());
+    report.backing = Some(volume.backing.to_string());
     report.key_source = Some(volume.key.describe());
-    let path = Path::new(volume.backing.path());
-    report.backing_device = match &volume.backing {
-        Backing::File { .. } => loops::find_loop(path).ok().flatten(),
-        Backing::Device { .. } => device::resolve(path).ok(),
-    }
-    .map(|device| device.to_string());
+    report.backing_device = facts::backing_device(volume).ok().flatten().map(|device| device.to_string());
 }
 
 /// What the kernel says of the mapping and the mount.
