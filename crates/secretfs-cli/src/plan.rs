@@ -132,6 +132,7 @@ fn render(plan: &Plan) -> String {
         Deed::TakeOver => format!("{name}: take over what is mounted at {mount}, changing nothing: {why}\n"),
         Deed::Mount => format!("{name}: mount it at {mount}: {why}\n"),
         Deed::Create => format!("{name}: make {backing}, FORMAT it and mount it at {mount}: {why}\n"),
+        Deed::Combine => format!("{name}: make {why}, FORMAT it and mount it at {mount}: all are proven blank\n"),
         Deed::Format => format!("{name}: FORMAT {backing} and mount it at {mount}: {why}\n"),
         Deed::Activate => format!("{name}: activate {backing}, and format or unlock it by what is on it: {why}\n"),
         Deed::Unlock => format!("{name}: unlock {backing} and mount it at {mount}: {why}\n"),

@@ -50,6 +50,8 @@ pub enum Deed {
     Mount,
     /// Make the backing file, and format it.
     Create,
+    /// Make one device of several disks, and format it.
+    Combine,
     /// Format the backing.
     Format,
     /// Unlock what is there.
@@ -92,8 +94,8 @@ pub fn forecast(volume: &Volume, findings: Findings) -> Forecast {
     }
     match findings.disks {
         Disks::Settled => {}
-        Disks::Makeable(disks) => return tell(Deed::Create, &format!("blank, and one device to be: {disks}")),
-        Disks::Inactive(disks) => return tell(Deed::Activate, &format!("they are one device already: {disks}")),
+        Disks::Makeable(disks) => return tell(Deed::Combine, &format!("one device of {disks}")),
+        Disks::Inactive(disks) => return tell(Deed::Activate, &format!("they are one device: {disks}")),
         Disks::Missing(failure) => return stop(Deed::Wait, failure),
     }
     let contents = match (findings.contents, &volume.backing) {
@@ -171,7 +173,7 @@ mod tests {
             (&disk, Findings { formatted_this_boot: true, ..found(Some(ours)) }, Deed::Unlock, None),
             (&file, Findings { standing: gone, ..found(None) }, Deed::Refuse, Some(Cause::HeaderGone)),
             (&disk, with(missing), Deed::Wait, Some(Cause::BackingMissing)),
-            (&disk, with(Disks::Makeable("two".to_owned())), Deed::Create, None),
+            (&disk, with(Disks::Makeable("two".to_owned())), Deed::Combine, None),
             (&disk, with(Disks::Inactive("two".to_owned())), Deed::Activate, None),
             (&disk, busy, Deed::Refuse, Some(Cause::DeviceBusy)),
         ] {
