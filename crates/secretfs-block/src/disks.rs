@@ -50,7 +50,8 @@ fn disk(root: &Path, sysfs: &Path, name: String) -> Option<DiskFacts> {
     let mut by_id: Vec<String> =
         udev.lines().filter_map(|line| line.strip_prefix("S:disk/by-id/")).map(str::to_owned).collect();
     by_id.sort();
-    Some(DiskFacts { namespace: text("nsid").parse().ok(), name, model, serial, wwns, by_id, bytes })
+    let settled = udev.lines().any(|line| line.starts_with("I:"));
+    Some(DiskFacts { namespace: text("nsid").parse().ok(), name, model, serial, wwns, by_id, bytes, settled })
 }
 
 /// Without the blanks and zero bytes that devices pad their names with.
@@ -103,7 +104,7 @@ mod tests {
             ("sys/block/nvme1n1/device/serial", "vol0123456789abcdef0\n"),
             (
                 "run/udev/data/b259:3",
-                "S:disk/by-id/nvme-Amazon_Elastic_Block_Store_vol0123456789abcdef0\nS:disk/by-path/pci-0\nE:ID_MODEL=x\n",
+                "I:1\nS:disk/by-id/nvme-Amazon_Elastic_Block_Store_vol0123456789abcdef0\nS:disk/by-path/pci-0\nE:ID_MODEL=x\n",
             ),
             ("sys/block/nvme1c0n1/size", "1048576\n"),
             ("sys/block/nvme1c0n1/hidden", "1\n"),
@@ -112,7 +113,7 @@ mod tests {
             ("sys/block/sda/device/wwid", "naa.5000c500a\n"),
             (
                 "run/udev/data/b8:0",
-                "E:ID_MODEL_ENC=Big\\x20Disk\\x20\\x20\nE:ID_SERIAL_SHORT=S1\nE:ID_WWN=0x5000c500a\nE:ID_SERIAL=Big_Disk_S1\n",
+                "I:2\nE:ID_MODEL_ENC=Big\\x20Disk\\x20\\x20\nE:ID_SERIAL_SHORT=S1\nE:ID_WWN=0x5000c500a\nE:ID_SERIAL=Big_Disk_S1\n",
             ),
             ("sys/block/vda/size", "16\n"),
             ("sys/block/vda/dev", "254:0\n"),
@@ -132,6 +133,7 @@ mod tests {
                 by_id: texts(&["nvme-Amazon_Elastic_Block_Store_vol0123456789abcdef0"]),
                 namespace: Some(1),
                 bytes: 512 << 20,
+                settled: true,
             },
             DiskFacts {
                 name: "sda".to_owned(),
@@ -139,6 +141,7 @@ mod tests {
                 serial: "S1".to_owned(),
                 wwns: texts(&["0x5000c500a", "naa.5000c500a"]),
                 bytes: 4096,
+                settled: true,
                 ..DiskFacts::default()
             },
             DiskFacts { name: "vda".to_owned(), serial: "virtual".to_owned(), bytes: 8192, ..DiskFacts::default() },

@@ -29,6 +29,8 @@ pub struct DiskFacts {
     pub namespace: Option<u32>,
     /// Its size in bytes.
     pub bytes: u64,
+    /// Whether udev has looked at it: before that, not all of this may be known.
+    pub settled: bool,
 }
 
 impl DiskFacts {
@@ -83,7 +85,8 @@ pub struct Member {
 /// `known` are those that the volume had before: when all of them are there it is these, whatever else matches by now.
 /// Otherwise as many must match as are wanted; too few may still come ([`Cause::BackingMissing`]), too many are refused.
 pub fn choose(wanted: &DeviceMatch, disks: &[DiskFacts], known: &[String]) -> Result<Vec<Member>, Failure> {
-    let matching: Vec<&DiskFacts> = disks.iter().filter(|disk| disk.is(wanted)).collect();
+    let (matching, unsettled): (Vec<&DiskFacts>, Vec<&DiskFacts>) =
+        disks.iter().filter(|disk| disk.is(wanted) || !disk.settled).partition(|disk| disk.settled);
     let mut members = Vec::new();
     for disk in &matching {
         let Some(identity) = disk.identity() else {
@@ -110,6 +113,10 @@ pub fn choose(wanted: &DeviceMatch, disks: &[DiskFacts], known: &[String]) -> Re
             let mut detail = format!("{} of {least} disks with {wanted}: {there}", members.len());
             if !absent.is_empty() {
                 detail = format!("{detail}; missing: {}", absent.join(", "));
+            }
+            if !unsettled.is_empty() {
+                let paths: Vec<String> = unsettled.iter().map(|disk| disk.path()).collect();
+                detail = format!("{detail}; udev is not done with {}", paths.join(", "));
             }
             Err(Failure::new(Cause::BackingMissing, detail))
         }

@@ -13,6 +13,7 @@ fn disk(name: &str, model: &str, serial: &str) -> DiskFacts {
         by_id: vec![format!("nvme-{}_{serial}", model.replace(' ', "_"))],
         namespace: Some(1),
         bytes: 100 << 30,
+        settled: true,
     }
 }
 
@@ -65,7 +66,9 @@ fn disks_are_chosen_by_what_they_are() {
 #[test]
 fn a_guess_is_never_made() {
     let twins = || [machine(), vec![disk("nvme9n1", "QEMU HARDDISK", "Q1")]].concat();
-    let nameless = vec![DiskFacts { name: "vda".to_owned(), model: "M".to_owned(), ..DiskFacts::default() }];
+    let nameless =
+        vec![DiskFacts { name: "vda".to_owned(), model: "M".to_owned(), settled: true, ..DiskFacts::default() }];
+    let early = vec![DiskFacts { settled: false, ..disk("sda", "M", "S") }];
     let cases = [
         (
             r#"{ match = { serial = "X" } }"#,
@@ -96,6 +99,12 @@ fn a_guess_is_never_made() {
             nameless,
             Cause::BackingAmbiguous,
             "/dev/vda has no serial number and no world wide name to be known by again",
+        ),
+        (
+            r#"{ match = { serial = "S" } }"#,
+            early,
+            Cause::BackingMissing,
+            "0 of 1 disks with serial \"S\": none; missing: serial \"S\"; udev is not done with /dev/sda",
         ),
     ];
     for (backing, disks, cause, detail) in cases {
