@@ -85,8 +85,10 @@ pub struct Member {
 /// `known` are those that the volume had before: when all of them are there it is these, whatever else matches by now.
 /// Otherwise as many must match as are wanted; too few may still come ([`Cause::BackingMissing`]), too many are refused.
 pub fn choose(wanted: &DeviceMatch, disks: &[DiskFacts], known: &[String]) -> Result<Vec<Member>, Failure> {
+    // A disk that the volume had needs no udev to be known again: a volume that is up must not be lost for want of it.
+    let settled = |disk: &DiskFacts| disk.settled || disk.identity().is_some_and(|identity| known.contains(&identity));
     let (matching, unsettled): (Vec<&DiskFacts>, Vec<&DiskFacts>) =
-        disks.iter().filter(|disk| disk.is(wanted) || !disk.settled).partition(|disk| disk.settled);
+        disks.iter().filter(|disk| disk.is(wanted) || !settled(disk)).partition(|disk| settled(disk));
     let mut members = Vec::new();
     for disk in &matching {
         let Some(identity) = disk.identity() else {

@@ -53,6 +53,7 @@ fn disks_are_chosen_by_what_they_are() {
         (r#"{ match = { ebs-volume = "vol-0123456789abcdef1" } }"#, vec!["/dev/nvme2n1"]),
         (r#"{ match = { wwn = "eui.Q1" } }"#, vec!["/dev/sda"]),
         (r#"{ match = { by-id = "nvme-QEMU*" } }"#, vec!["/dev/sda"]),
+        (r#"{ match = { by-id = "/dev/disk/by-id/nvme-QEMU_HARDDISK_Q1" } }"#, vec!["/dev/sda"]),
         (r#"{ match = { model = "*A*", min-size = "1TiB" } }"#, vec!["/dev/sda"]),
         // In the order of serial numbers, not of names.
         (r#"{ match = { model = "*Instance Storage" }, layout = "striped" }"#, vec!["/dev/nvme3n1", "/dev/nvme1n1"]),
@@ -118,6 +119,8 @@ fn what_was_claimed_is_known_again() {
     let known = "Amazon EC2 NVMe Instance Storage AWSB";
     assert_eq!(chosen(one, &machine(), &[known]), Ok(vec!["/dev/nvme1n1".to_owned()]));
     assert!(chosen(one, &machine(), &["gone"]).is_err());
+    let early: Vec<DiskFacts> = machine().into_iter().map(|disk| DiskFacts { settled: false, ..disk }).collect();
+    assert_eq!(chosen(one, &early, &[known]), Ok(vec!["/dev/nvme1n1".to_owned()]));
     let all = r#"{ match = { model = "Amazon EC2*", count = 2 }, layout = "striped" }"#;
     let mut fewer = machine();
     fewer.remove(1);

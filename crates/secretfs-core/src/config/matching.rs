@@ -242,7 +242,9 @@ impl<Refuse: FnMut(&str, Range<usize>, String, String)> Checker<'_, Refuse> {
         }
         let mut patterns = Vec::new();
         for text in &words.get_ref().0 {
-            match Pattern::new(text.trim()) {
+            // `by-id` takes the link's name; its whole path means the same.
+            let name = text.trim();
+            match Pattern::new(name.strip_prefix("/dev/disk/by-id/").unwrap_or(name)) {
                 Ok(pattern) if patterns.contains(&pattern) => {
                     self.refuse(&key, words.span(), format!("{text:?} is there twice"), "name each disk once");
                 }
