@@ -1,5 +1,7 @@
 //! The blocking steps: what the state machine asks for, done with `secretfs-block`.
 
+use std::fs;
+use std::io;
 use std::path::Path;
 
 use secretfs_block::claim::Claims;
@@ -79,7 +81,11 @@ pub fn attach(volume: &Volume) -> Result<(DevicePath, Event), Failure> {
 /// Whether the backing file, or the device that several disks make, is still to be made.
 fn lacks_device(volume: &Volume) -> Result<bool, Failure> {
     match &volume.backing {
-        Backing::File { path, .. } => Ok(facts::detached_file(volume, Path::new(path))?.0.is_none()),
+        // An empty file is what a crash left; whatever else is wrong with it is said when it is opened.
+        Backing::File { path, .. } => Ok(match fs::symlink_metadata(path) {
+            Ok(metadata) => metadata.is_file() && metadata.len() == 0,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }),
         Backing::Device { .. } => Ok(false),
         Backing::Match { .. } => match facts::disks(volume)? {
             Disks::Settled | Disks::Inactive(_) => Ok(false),
