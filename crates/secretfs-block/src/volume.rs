@@ -43,7 +43,7 @@ pub fn backing_device(volume: &Volume) -> Result<Option<DevicePath>, Failure> {
 
 /// The disks that the volume claims; none for a file or a device that is named.
 ///
-/// No loose guess: too few are [`Cause::BackingMissing`] and too many are refused.
+/// Nothing is guessed: too few are [`Cause::BackingMissing`] and too many are refused.
 pub fn members(volume: &Volume) -> Result<Vec<Member>, Failure> {
     match &volume.backing {
         Backing::File { .. } | Backing::Device { .. } => Ok(Vec::new()),
