@@ -19,6 +19,6 @@ fi
 # Mount points of volumes are immutable.
 find /mnt -mindepth 1 -type d -exec chattr -i {} +
 rm -rf /var/lib/secretfs/* /mnt/*
-for disk in /dev/disk/by-id/virtio-secretfs-disk-a /dev/disk/by-id/nvme-QEMU_NVMe_Ctrl_secretfs-disk-b; do
+for disk in /dev/disk/by-id/virtio-secretfs-disk-a /dev/disk/by-id/nvme-QEMU_NVMe_Ctrl_secretfs-disk-[bcd]; do
     blkdiscard --force --zeroout "$disk"
 done

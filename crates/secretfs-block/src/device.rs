@@ -24,6 +24,11 @@ impl DevicePath {
         Self(path.into())
     }
 
+    /// A backing file that is not attached, to be looked at in place of its device.
+    pub fn unattached(file: &str) -> Self {
+        Self::at(file)
+    }
+
     /// The path as text.
     pub fn as_str(&self) -> &str {
         &self.0

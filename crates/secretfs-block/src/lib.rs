@@ -1,14 +1,17 @@
-//! Block devices: backing files and loop devices, what is on a device, LUKS, mappings and file systems.
+//! Block devices: backing files and loop devices, disks by what they are and LVM over them, what is on a device, LUKS, mappings and file systems.
 //!
 //! Every function here blocks, and belongs on a thread of its own. This is the only crate with unsafe code; no C type
 //! leaves it. Whatever is already as it should be is an ordinary result, [`Outcome::Unchanged`].
 
 pub mod backing;
+pub mod claim;
 pub mod device;
+pub mod disks;
 pub mod filesystem;
 pub mod inspect;
 pub mod loops;
 pub mod luks;
+pub mod lvm;
 pub mod mapping;
 pub mod mountpoint;
 pub mod passphrase;

@@ -77,6 +77,11 @@ fn btrfs_devices(filesystems: &Path, devno: &str) -> Vec<String> {
     Vec::new()
 }
 
+/// The device-mapper uuid of what is mapped under any name; nothing when nothing is.
+pub(crate) fn uuid(name: &str) -> Result<Option<String>, MappingError> {
+    Ok(find_below(Path::new("/sys/block"), name)?.map(|nodes| nodes.uuid))
+}
+
 /// What sysfs alone says of a mapping.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Nodes {
@@ -86,14 +91,14 @@ pub(crate) struct Nodes {
 }
 
 pub(crate) fn find(mapper: &MapperName) -> Result<Option<Nodes>, MappingError> {
-    find_below(Path::new("/sys/block"), mapper)
+    find_below(Path::new("/sys/block"), mapper.as_str())
 }
 
-fn find_below(block: &Path, mapper: &MapperName) -> Result<Option<Nodes>, MappingError> {
+fn find_below(block: &Path, mapper: &str) -> Result<Option<Nodes>, MappingError> {
     for name in names_in(block, |entry| entry.join("dm").is_dir()) {
         let device = block.join(name);
         // One that vanishes meanwhile is not the one.
-        if fs::read_to_string(device.join("dm/name")).is_ok_and(|name| name.trim_end() == mapper.as_str()) {
+        if fs::read_to_string(device.join("dm/name")).is_ok_and(|name| name.trim_end() == mapper) {
             let read = |path: PathBuf| match fs::read_to_string(&path) {
                 Ok(text) => Ok(text.trim_end().to_owned()),
                 Err(source) => Err(MappingError::Sysfs { path, source }),
@@ -140,10 +145,10 @@ mod tests {
             devno: "254:1".to_owned(),
             slaves: vec!["7:0".to_owned()],
         };
-        assert_eq!(find_below(&scratch.path(""), &mapper).unwrap(), Some(wanted));
+        assert_eq!(find_below(&scratch.path(""), mapper.as_str()).unwrap(), Some(wanted));
         let mapper = VolumeName::new("data").unwrap().mapper();
-        assert_eq!(find_below(&scratch.path(""), &mapper).unwrap(), None);
-        assert_eq!(find_below(&scratch.path("none"), &mapper).unwrap(), None);
+        assert_eq!(find_below(&scratch.path(""), mapper.as_str()).unwrap(), None);
+        assert_eq!(find_below(&scratch.path("none"), mapper.as_str()).unwrap(), None);
     }
 
     #[test]

@@ -6,26 +6,136 @@ use std::path::{Path, PathBuf};
 
 use secretfs_core::cause::{Cause, Failure};
 use secretfs_core::chain::{self, ChainFault, Expected, Link, Mapping, Verified};
-use secretfs_core::config::{Backing, Volume};
+use secretfs_core::claim::lvm::Plan;
+use secretfs_core::claim::{DiskFacts, Member, Standing, choose, describe};
+use secretfs_core::config::{Backing, Layout, Volume};
+use secretfs_core::forecast::Disks;
 use secretfs_core::machine::Contents;
 use secretfs_core::paths::RUNTIME_DIR;
 
+use crate::claim::Claims;
 use crate::device::{self, DevicePath};
-use crate::{Outcome, backing, inspect, loops, luks, mapping};
+use crate::{Outcome, backing, disks, inspect, loops, luks, lvm, mapping};
 
 /// The mounts as PID 1 sees them; a sandboxed daemon has a few more of its own.
 pub const MOUNTINFO: &str = "/proc/1/mountinfo";
 
-/// The backing device, if it is there and, for a file, attached.
-pub fn backing_device(backing: &Backing) -> Result<Option<DevicePath>, Failure> {
-    match backing {
+/// There as long as udev has events to handle (systemd-udevd).
+const UDEV_QUEUE: &str = "/run/udev/queue";
+
+/// The backing device, if it is there and, for a file or several disks, attached.
+pub fn backing_device(volume: &Volume) -> Result<Option<DevicePath>, Failure> {
+    match &volume.backing {
         Backing::File { path, .. } => loops::find_loop(Path::new(path)).map_err(|error| error.failure()),
         Backing::Device { path } => match device::resolve(Path::new(path)) {
             Ok(device) => Ok(Some(device)),
             Err(device::DeviceError::Missing { .. }) => Ok(None),
             Err(error) => Err(error.failure()),
         },
+        Backing::Match { layout: Layout::Single, .. } => match members(volume) {
+            Ok(members) => members.first().map(node).transpose(),
+            Err(failure) if failure.cause == Cause::BackingMissing => Ok(None),
+            Err(failure) => Err(failure),
+        },
+        Backing::Match { .. } => lvm::active(&volume.name),
     }
+}
+
+/// The disks that the volume claims; none for a file or a device that is named.
+///
+/// Nothing is guessed: too few are [`Cause::BackingMissing`] and too many are refused.
+pub fn members(volume: &Volume) -> Result<Vec<Member>, Failure> {
+    match &volume.backing {
+        Backing::File { .. } | Backing::Device { .. } => Ok(Vec::new()),
+        Backing::Match { device_match, .. } => {
+            choose(device_match, &disks::enumerate(Path::new("/")), &Claims::default().known(&volume.name)?)
+        }
+    }
+}
+
+/// What the volume lies on, by names that outlast a boot: what [`Claims`] remembers.
+pub fn identities(volume: &Volume) -> Result<Vec<String>, Failure> {
+    match volume.backing.path() {
+        Some(path) => Ok(vec![path.to_owned()]),
+        None => Ok(members(volume)?.into_iter().map(|member| member.identity).collect()),
+    }
+}
+
+/// How what is there compares with what was there when the volume was last up.
+pub fn standing(volume: &Volume, device: Option<&DevicePath>, contents: &Contents) -> Result<Standing, Failure> {
+    let luks_uuid = match device {
+        Some(device) if contents.is_luks() => Some(luks_uuid(device)?),
+        _ => None,
+    };
+    Claims::default().standing(volume, &identities(volume)?, contents, luks_uuid.as_deref())
+}
+
+/// Has the one device there that the claimed disks are or make.
+pub fn attach_members(volume: &Volume, layout: Layout) -> Result<DevicePath, Failure> {
+    let members = members(volume)?;
+    if layout == Layout::Single {
+        let member = members.first().ok_or_else(|| Failure::new(Cause::BackingMissing, volume.backing.to_string()))?;
+        return node(member);
+    }
+    lvm::Lvm::default().attach(&volume.name, layout, &members, &Claims::default())?;
+    let missing = || Failure::new(Cause::LvmFailed, format!("{} did not appear", volume.backing));
+    lvm::active(&volume.name)?.ok_or_else(missing)
+}
+
+/// Takes down what [`attach_members`] made.
+pub fn detach_members(volume: &Volume) -> Result<(), Failure> {
+    // Disks that are gone meanwhile are no reason to leave the rest.
+    let members = members(volume).unwrap_or_default();
+    lvm::Lvm::default().detach(&volume.name, &members)
+}
+
+/// What there is to say of several disks before they are attached.
+pub fn disks(volume: &Volume) -> Result<Disks, Failure> {
+    let Backing::Match { layout: layout @ (Layout::Linear | Layout::Striped { .. }), .. } = &volume.backing else {
+        return Ok(Disks::Settled);
+    };
+    if lvm::active(&volume.name)?.is_some() {
+        return Ok(Disks::Settled);
+    }
+    let found = members(volume).and_then(|members| {
+        let begun = Claims::default().begun(&volume.name)?;
+        let plan = lvm::Lvm::default().examine(&volume.name, *layout, &members, &begun)?;
+        if let Plan::Create { blank, .. } = &plan {
+            blank.iter().try_for_each(lvm::prove_blank)?;
+        }
+        Ok((plan, describe(&members)))
+    });
+    match found {
+        Ok((Plan::Activate, disks)) => Ok(Disks::Inactive(disks)),
+        Ok((Plan::Create { .. } | Plan::CreateData, disks)) => Ok(Disks::Makeable(disks)),
+        Err(failure) if failure.cause == Cause::BackingMissing => Ok(Disks::Missing(named(volume, failure)?)),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// A failure for want of disks that names those the volume had, which LVM knows by its own uuids only.
+fn named(volume: &Volume, failure: Failure) -> Result<Failure, Failure> {
+    let there: Vec<String> = disks::enumerate(Path::new("/")).iter().filter_map(DiskFacts::identity).collect();
+    let mut missing = Claims::default().known(&volume.name)?;
+    missing.retain(|identity| !there.contains(identity) && !failure.detail.contains(identity.as_str()));
+    if missing.is_empty() {
+        return Ok(failure);
+    }
+    Ok(Failure::new(failure.cause, format!("{}; missing: {}", failure.detail, missing.join(", "))))
+}
+
+/// Refuses to take as many disks as there are while udev still finds some.
+pub fn wait_for_udev(volume: &Volume) -> Result<(), Failure> {
+    match &volume.backing {
+        Backing::Match { device_match, .. } if device_match.count.is_none() && Path::new(UDEV_QUEUE).exists() => {
+            Err(Failure::new(Cause::BackingMissing, "udev is still at work on new devices"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn node(member: &Member) -> Result<DevicePath, Failure> {
+    device::resolve(Path::new(&member.path)).map_err(|error| error.failure())
 }
 
 /// Looks at what is mapped under the volume's name, and at what is mounted on its mount point.
@@ -50,7 +160,7 @@ pub fn verify(volume: &Volume) -> Result<Verified, Failure> {
 /// Reads the facts of the chain, and lets `judge` judge them.
 fn look<T>(volume: &Volume, judge: impl FnOnce(Expected<'_>, &str, Option<&Mapping>) -> T) -> Result<T, Failure> {
     let mapper = volume.name.mapper();
-    let backing = match backing_device(&volume.backing)? {
+    let backing = match backing_device(volume)? {
         Some(device) => Some(device::facts(&device).map_err(|error| error.failure())?.number.to_string()),
         None => None,
     };
@@ -131,7 +241,8 @@ fn boot_note(volume: &Volume) -> PathBuf {
     Path::new(RUNTIME_DIR).join(format!("{}.formatted", volume.name))
 }
 
-fn luks_uuid(device: &DevicePath) -> Result<String, Failure> {
+/// The uuid of the LUKS header that has to be on `device`.
+pub fn luks_uuid(device: &DevicePath) -> Result<String, Failure> {
     let header = luks::header(device).map_err(|error| error.failure())?;
     let header = header.ok_or_else(|| Failure::new(Cause::HeaderBroken, format!("{device} has no LUKS header")))?;
     Ok(header.uuid)

@@ -24,8 +24,9 @@ pub fn run(file: Option<&Path>) -> io::Result<ExitCode> {
     out.flush()?;
     let errors = config.all_errors();
     let mut err = io::stderr().lock();
-    for error in &errors {
-        writeln!(err, "{error}")?;
+    let messages = errors.iter().map(|error| ("", *error));
+    for (kind, error) in messages.chain(config.warnings.iter().map(|warning| ("warning: ", warning))) {
+        writeln!(err, "{kind}{error}")?;
         if let Some(hint) = &error.hint {
             writeln!(err, "  hint: {hint}")?;
         }

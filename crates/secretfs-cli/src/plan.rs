@@ -7,8 +7,10 @@ use std::process::ExitCode;
 
 use secretfs_block::{DevicePath, device, volume as facts};
 use secretfs_core::cause::Failure;
+use secretfs_core::claim::Standing;
 use secretfs_core::config::{Backing, Config, Volume};
-use secretfs_core::forecast::{Deed, Findings, Forecast, forecast};
+use secretfs_core::forecast::{Deed, Disks, Findings, Forecast, forecast};
+use secretfs_core::machine::Contents;
 use serde::Serialize;
 
 /// What would happen to one volume, as `--json` prints it.
@@ -72,7 +74,7 @@ fn plan(volume: &Volume) -> Plan {
     Plan {
         name: volume.name.to_string(),
         deed: forecast.deed,
-        backing: Some(volume.backing.path().to_owned()),
+        backing: Some(volume.backing.to_string()),
         device: device.map(|device| device.to_string()),
         mount: Some(volume.mount.to_string()),
         why: forecast.why,
@@ -83,20 +85,35 @@ fn plan(volume: &Volume) -> Plan {
 
 fn look(volume: &Volume) -> Result<(Option<DevicePath>, Findings), Failure> {
     let (mapping, mount) = facts::survey(volume)?;
-    let mut findings = Findings { mapping, mount, contents: None, users: None, formatted_this_boot: false };
-    let device = facts::backing_device(&volume.backing)?;
+    let mut findings = Findings {
+        mapping,
+        mount,
+        contents: None,
+        users: None,
+        formatted_this_boot: false,
+        standing: Standing::FirstTime,
+        disks: facts::disks(volume)?,
+    };
+    let device = facts::backing_device(volume)?;
     match (&device, &volume.backing) {
         (Some(device), _) => {
             let users = device::facts(device).map_err(|error| error.failure())?.users();
             findings.users = users.map(|users| format!("{device} {users}"));
             let contents = facts::contents(volume, device)?;
             findings.formatted_this_boot = contents.is_luks() && facts::formatted_this_boot(volume, device)?;
+            findings.standing = facts::standing(volume, Some(device), &contents)?;
             findings.contents = Some(contents);
         }
         (None, Backing::File { path, .. }) => {
             (findings.contents, findings.formatted_this_boot) = facts::detached_file(volume, Path::new(path))?;
+            let file = DevicePath::unattached(path);
+            let contents = findings.contents.clone().unwrap_or(Contents::Blank);
+            findings.standing = facts::standing(volume, Some(&file), &contents)?;
         }
-        (None, Backing::Device { .. }) => {}
+        (None, Backing::Device { .. } | Backing::Match { .. }) => {}
+    }
+    if matches!(findings.disks, Disks::Makeable(_)) {
+        findings.standing = facts::standing(volume, None, &Contents::Blank)?;
     }
     Ok((device, findings))
 }
@@ -112,7 +129,9 @@ fn render(plan: &Plan) -> String {
         Deed::TakeOver => format!("{name}: take over what is mounted at {mount}, changing nothing: {why}\n"),
         Deed::Mount => format!("{name}: mount it at {mount}: {why}\n"),
         Deed::Create => format!("{name}: make {backing}, FORMAT it and mount it at {mount}: {why}\n"),
+        Deed::Combine => format!("{name}: make {why}, FORMAT it and mount it at {mount}: all are proven blank\n"),
         Deed::Format => format!("{name}: FORMAT {backing} and mount it at {mount}: {why}\n"),
+        Deed::Activate => format!("{name}: activate {backing}, and format or unlock it by what is on it: {why}\n"),
         Deed::Unlock => format!("{name}: unlock {backing} and mount it at {mount}: {why}\n"),
         Deed::Wait => format!("{name}: wait for {backing}: {why}\n"),
         Deed::Refuse => format!("{name}: refuse to touch {backing}: {why}\n"),

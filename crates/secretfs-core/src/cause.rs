@@ -100,6 +100,18 @@ causes! {
     /// The backing is there, but it is not of the configured kind, size or owner.
     BackingMismatch = "backing-mismatch", Permanent, "its backing is not what the configuration says", None,
         "compare `backing` in the configuration with what is there; secretfs changes neither";
+    /// It can't be told which disks are meant.
+    BackingAmbiguous = "backing-ambiguous", Permanent, "it cannot be told which disks are meant", None,
+        "make `match` narrower, with `serial`, `ebs-volume` or `by-id`; secretfs does not guess";
+    /// A volume that is to be kept has a blank backing.
+    HeaderGone = "header-gone", Permanent, "its LUKS header is gone", None,
+        "is it the right disk, and was it wiped or restored? If its data may go, remove its claim below /var/lib/secretfs and start it again";
+    /// What the volume lies on is not what it lay on.
+    ClaimChanged = "claim-changed", Permanent, "it is not the volume that it was", None,
+        "compare its claim below /var/lib/secretfs with `lsblk` and `cryptsetup luksDump`; if the change is meant, remove the claim and start it again";
+    /// LVM did not do what was asked of it.
+    LvmFailed = "lvm-failed", Permanent, "LVM failed", None,
+        "see LVM's own message in the journal of the unit; is lvm2 installed?";
     /// There is no room to make the backing file.
     BackingNoSpace = "backing-no-space", Permanent, "there is no room for its backing file", None,
         "make room, or choose a smaller `size`";

@@ -2,6 +2,7 @@
 
 mod error;
 mod filesystem;
+mod matching;
 mod quantity;
 mod relations;
 mod salvage;
@@ -9,15 +10,18 @@ mod validate;
 mod written;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 pub use self::error::{ConfigError, Place};
 pub use self::filesystem::{Filesystem, FilesystemType, Luks, RootDirectory};
+pub use self::matching::{DeviceMatch, Layout, Pattern};
 use crate::key::KeySource;
 use crate::name::{MountPoint, UnitName, VolumeName};
 use crate::paths::{CONFIG_DIR, CONFIG_FILE};
@@ -42,6 +46,8 @@ pub struct Config {
     pub refused: BTreeMap<VolumeName, Refused>,
     /// What is wrong outside of any volume; the volumes are not affected.
     pub errors: Vec<ConfigError>,
+    /// What is accepted and yet likely to be regretted, with what to write instead.
+    pub warnings: Vec<ConfigError>,
 }
 
 /// Settings of the AWS clients; everything left out comes from the SDK's own sources.
@@ -96,7 +102,8 @@ pub struct Refused {
 }
 
 /// How long a volume's data lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Lifecycle {
     /// Freshly formatted at the first start of each boot.
     Ephemeral,
@@ -129,13 +136,32 @@ pub enum Backing {
         /// A path below `/dev` that names it by identity.
         path: String,
     },
+    /// Disks that are found by what they are.
+    Match {
+        /// What they have to be.
+        device_match: DeviceMatch,
+        /// How they become one device.
+        layout: Layout,
+    },
 }
 
 impl Backing {
-    /// The path of the file or device.
-    pub fn path(&self) -> &str {
+    /// The path of the file or device; disks that are to be found have none.
+    pub fn path(&self) -> Option<&str> {
         match self {
-            Self::File { path, .. } | Self::Device { path } => path,
+            Self::File { path, .. } | Self::Device { path } => Some(path),
+            Self::Match { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Backing {
+    /// The path, or what the disks are.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, .. } | Self::Device { path } => f.write_str(path),
+            Self::Match { device_match, layout: Layout::Single } => write!(f, "the disk with {device_match}"),
+            Self::Match { device_match, layout } => write!(f, "the {} disks with {device_match}", layout.as_str()),
         }
     }
 }
@@ -259,9 +285,12 @@ fn parse_volumes(
         let salvaged = salvage::volume(source, &name, &value);
         let result = match syntax_error {
             None if !matches!(value.get_ref(), DeValue::Table(_)) => Err(vec![not_a_table(source, &at, value.span())]),
-            None => written::read::<written::Volume>(source, &at, value)
-                .map_err(|error| vec![error])
-                .and_then(|written| validate::volume(source, &name, &key.span(), &written)),
+            None => {
+                written::read::<written::Volume>(source, &at, value).map_err(|error| vec![error]).and_then(|written| {
+                    config.warnings.extend(matching::warning(source, &name, &written));
+                    validate::volume(source, &name, &key.span(), &written)
+                })
+            }
             Some(error) => Err(vec![error.clone()]),
         };
         match result {

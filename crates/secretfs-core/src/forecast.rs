@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::cause::{Cause, Failure};
 use crate::chain::Link;
+use crate::claim::Standing;
 use crate::config::{Backing, Volume};
 use crate::machine::{Contents, Opening, decide_opening};
 
@@ -20,6 +21,23 @@ pub struct Findings {
     pub users: Option<String>,
     /// Whether this boot has formatted it already.
     pub formatted_this_boot: bool,
+    /// How the backing compares with what the volume was before.
+    pub standing: Standing,
+    /// What there is to say of a backing made of several disks.
+    pub disks: Disks,
+}
+
+/// Several disks as one device, as far as looking shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Disks {
+    /// There is nothing to make or activate.
+    Settled,
+    /// They could be made one device.
+    Makeable(String),
+    /// They are one device, and what is on it shows only when it is activated.
+    Inactive(String),
+    /// Not all are there.
+    Missing(Failure),
 }
 
 /// What a start would do with the volume.
@@ -32,10 +50,14 @@ pub enum Deed {
     Mount,
     /// Make the backing file, and format it.
     Create,
+    /// Make one device of several disks, and format it.
+    Combine,
     /// Format the backing.
     Format,
     /// Unlock what is there.
     Unlock,
+    /// Activate the device that several disks make, and go by what is on it.
+    Activate,
     /// Wait for the backing device.
     Wait,
     /// Touch nothing.
@@ -67,11 +89,20 @@ pub fn forecast(volume: &Volume, findings: Findings) -> Forecast {
     if let Some(users) = findings.users {
         return stop(Deed::Refuse, Failure::new(Cause::DeviceBusy, users));
     }
+    if let Some(failure) = findings.standing.refusal() {
+        return stop(Deed::Refuse, failure);
+    }
+    match findings.disks {
+        Disks::Settled => {}
+        Disks::Makeable(disks) => return tell(Deed::Combine, &format!("one device of {disks}")),
+        Disks::Inactive(disks) => return tell(Deed::Activate, &format!("they are one device: {disks}")),
+        Disks::Missing(failure) => return stop(Deed::Wait, failure),
+    }
     let contents = match (findings.contents, &volume.backing) {
         (Some(contents), _) => contents,
         (None, Backing::File { .. }) => return tell(Deed::Create, "there is no such file yet"),
-        (None, Backing::Device { path }) => {
-            return stop(Deed::Wait, Failure::new(Cause::BackingMissing, format!("{path} is not there")));
+        (None, backing) => {
+            return stop(Deed::Wait, Failure::new(Cause::BackingMissing, format!("{backing} is not there")));
         }
     };
     let why = match &contents {
@@ -104,7 +135,15 @@ mod tests {
     }
 
     fn found(contents: Option<Contents>) -> Findings {
-        Findings { mapping: Link::Absent, mount: Link::Absent, contents, users: None, formatted_this_boot: false }
+        Findings {
+            mapping: Link::Absent,
+            mount: Link::Absent,
+            contents,
+            users: None,
+            formatted_this_boot: false,
+            standing: Standing::FirstTime,
+            disks: Disks::Settled,
+        }
     }
 
     #[test]
@@ -116,6 +155,9 @@ mod tests {
         let up = |mount| Findings { mapping: Link::Ours, mount, ..found(None) };
         let other = Link::Foreign("tmpfs".to_owned());
         let signature = Contents::Signature("xfs".to_owned());
+        let gone = Standing::HeaderGone { luks_uuid: "uuid".to_owned() };
+        let missing = Disks::Missing(Failure::new(Cause::BackingMissing, "1 of 2 disks"));
+        let with = |disks| Findings { disks, ..found(None) };
         for (volume, findings, deed, cause) in [
             (&file, found(None), Deed::Create, None),
             (&file, found(Some(Contents::Blank)), Deed::Format, None),
@@ -129,6 +171,10 @@ mod tests {
             (&disk, found(Some(Contents::Unknown)), Deed::Refuse, Some(Cause::NotBlank)),
             (&disk, found(Some(ours.clone())), Deed::Format, None),
             (&disk, Findings { formatted_this_boot: true, ..found(Some(ours)) }, Deed::Unlock, None),
+            (&file, Findings { standing: gone, ..found(None) }, Deed::Refuse, Some(Cause::HeaderGone)),
+            (&disk, with(missing), Deed::Wait, Some(Cause::BackingMissing)),
+            (&disk, with(Disks::Makeable("two".to_owned())), Deed::Combine, None),
+            (&disk, with(Disks::Inactive("two".to_owned())), Deed::Activate, None),
             (&disk, busy, Deed::Refuse, Some(Cause::DeviceBusy)),
         ] {
             let forecast = forecast(volume, findings.clone());

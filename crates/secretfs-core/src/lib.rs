@@ -4,6 +4,7 @@
 
 pub mod cause;
 pub mod chain;
+pub mod claim;
 pub mod config;
 pub mod forecast;
 pub mod key;

@@ -9,6 +9,10 @@ pub const CONFIG_DIR: &str = "/etc/secretfs.toml.d";
 /// What the daemons leave for the time of one boot; a tmpfs, so a reboot empties it.
 pub const RUNTIME_DIR: &str = "/run/secretfs";
 
+/// What the daemons remember of their volumes from boot to boot: `NAME.claim.json`, and `NAME.begun.json` while several
+/// disks become one device.
+pub const STATE_DIR: &str = "/var/lib/secretfs";
+
 /// The only program that talks to the network.
 pub const FETCH_PROGRAM: &str = "/usr/lib/secretfs/secretfs-fetch";
 

@@ -5,11 +5,14 @@ mod render;
 use std::time::Duration;
 
 pub use self::render::{Entry, Section, UnitFile, Value};
-use crate::config::{Backing, Config, Refused, Volume};
+use crate::config::{Backing, Config, Layout, Refused, Volume};
 use crate::name::{MountPoint, UnitName, VolumeName, escape_path};
 
 /// The template that ships with the package; boot links point at it.
 const TEMPLATE: &str = "/usr/lib/systemd/system/secretfs@.service";
+
+/// The kinds of disks that can be matched, as `/proc/devices` names them: `NVMe` and partitions, SCSI and SATA, virtio, Xen.
+const DISK_CLASSES: [&str; 4] = ["block-blkext", "block-sd", "block-virtblk", "block-xvd"];
 
 /// What starts a volume at boot.
 const BOOT_TARGET: &str = "multi-user.target";
@@ -165,11 +168,34 @@ fn service_drop_in(volume: &Volume) -> UnitFile {
                 Entry::new("DeviceAllow", Value::DeviceAccess(path.clone(), "rw")).because("The backing device."),
             );
         }
+        Backing::Match { layout, .. } => {
+            unit.push(
+                Entry::new("RequiresMountsFor", Value::Paths(vec![above]))
+                    .because("The file system that holds the mount point."),
+            );
+            service.extend(disk_access(*layout));
+        }
     }
     UnitFile {
         path: service_drop_in_path(&volume.name),
         sections: [Section { name: "Unit", entries: unit }, Section { name: "Service", entries: service }].into(),
     }
+}
+
+/// Access to disks that are known only when they are there.
+fn disk_access(layout: Layout) -> Vec<Entry> {
+    let mut entries: Vec<Entry> = DISK_CLASSES
+        .iter()
+        .map(|class| Entry::new("DeviceAllow", Value::DeviceAccess((*class).to_owned(), "rw")))
+        .collect();
+    entries[0].reason = Some("Disks of every kind: which of them match shows only when they are there.");
+    if layout != Layout::Single {
+        entries.push(
+            Entry::new("RuntimeDirectory", Value::Paths(vec!["lvm".to_owned(), "lock/lvm".to_owned()]))
+                .because("LVM's own, with its locks; all of LVM meets there."),
+        );
+    }
+    entries
 }
 
 fn refused_drop_in(name: &VolumeName, refused: &Refused) -> UnitFile {

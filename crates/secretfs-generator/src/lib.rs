@@ -12,7 +12,7 @@ use std::path::Path;
 use secretfs_core::config::{Config, ConfigError, gather};
 use secretfs_core::units;
 
-pub use self::kmsg::{LINE_MAX, record};
+pub use self::kmsg::{LINE_MAX, Priority, record};
 pub use self::write::{WriteError, write_plan};
 
 /// No configuration comes near this; a larger file is a mistake, and reading it would hold up the boot.
@@ -23,6 +23,8 @@ const FILE_MAX: u64 = 1 << 20;
 pub struct Report {
     /// What is wrong with the configuration. Everything else of it was written.
     pub errors: Vec<ConfigError>,
+    /// What of it is accepted and likely to be regretted.
+    pub warnings: Vec<ConfigError>,
     /// What could not be written. Everything else was.
     pub unwritten: Vec<WriteError>,
 }
@@ -33,6 +35,7 @@ pub fn generate(root: &Path, out: &Path) -> Report {
     Report {
         errors: config.all_errors().into_iter().cloned().collect(),
         unwritten: write_plan(&units::plan(&config), out),
+        warnings: config.warnings,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Every root of `tests/roots` gives its `expected` tree and its `errors`, and systemd has nothing to say to that tree.
+//! Every root of `tests/roots` gives its `expected` tree and its `errors` (and warnings), and systemd has nothing to say to that tree.
 //!
 //! `UPDATE_GOLDEN=1 cargo test -p secretfs-generator --test golden` rewrites both.
 
@@ -55,6 +55,8 @@ roots! {
     example: "example",
     filesystem_options: "filesystem-options",
     impossible_names: "impossible-names",
+    kernel_name: "kernel-name",
+    matched: "match",
     nested_backing: "nested-backing",
     nested_mounts: "nested-mounts",
     not_at_boot: "not-at-boot",
@@ -75,8 +77,9 @@ fn gives_its_tree(name: &str) {
     assert!(report.unwritten.is_empty(), "{:?}", report.unwritten);
     let written = read_tree(&out);
     let mut errors = String::new();
-    for error in &report.errors {
-        let _ = writeln!(errors, "{error}");
+    let warnings = report.warnings.iter().map(|warning| ("warning: ", warning));
+    for (kind, error) in report.errors.iter().map(|error| ("", error)).chain(warnings) {
+        let _ = writeln!(errors, "{kind}{error}");
         let _ = writeln!(errors, "    hint: {}", error.hint.as_deref().unwrap_or("(none)"));
     }
     let expected_path = root.join("expected");

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 use secretfs_core::units::{Link, UnitFile, UnitPlan};
-use secretfs_generator::{LINE_MAX, generate, record, write_plan};
+use secretfs_generator::{LINE_MAX, Priority, generate, record, write_plan};
 use support::{fresh_directory, read_tree, roots};
 
 const GENERATOR: &str = env!("CARGO_BIN_EXE_secretfs-generator");
@@ -88,8 +88,8 @@ fn what_can_not_be_read_is_said() {
 
 #[test]
 fn records_fit_the_kernels_log() {
-    assert_eq!(record(7, "a\nb"), "<3>secretfs-generator[7]: a b");
-    let long = record(u32::MAX, &"ü".repeat(1000));
+    assert_eq!(record(Priority::Error, 7, "a\nb"), "<3>secretfs-generator[7]: a b");
+    let long = record(Priority::Warning, u32::MAX, &"ü".repeat(1000));
     assert!(long.len() <= LINE_MAX && long.ends_with("ü…"), "{} bytes", long.len());
 }
 

@@ -1,8 +1,11 @@
 //! The blocking steps: what the state machine asks for, done with `secretfs-block`.
 
+use std::fs;
+use std::io;
 use std::path::Path;
 
 use nix::unistd::{Group, User};
+use secretfs_block::claim::Claims;
 use secretfs_block::luks::{self, FormatOptions, OpenFlags};
 use secretfs_block::volume::{backing_device, contents, formatted_this_boot, note_format};
 use secretfs_block::{
@@ -10,9 +13,11 @@ use secretfs_block::{
 };
 use secretfs_core::cause::{Cause, Failure};
 use secretfs_core::chain::Link;
-use secretfs_core::config::{Backing, Luks, RootDirectory, Volume};
+use secretfs_core::claim::Standing;
+use secretfs_core::config::{Backing, Layout, Luks, RootDirectory, Volume};
+use secretfs_core::forecast::Disks;
 use secretfs_core::key::Kdf;
-use secretfs_core::machine::{Event, Step};
+use secretfs_core::machine::{Contents, Event, Step};
 
 /// Looks at what is mapped and mounted under the volume's names.
 pub fn survey(volume: &Volume) -> Result<Event, Failure> {
@@ -22,7 +27,17 @@ pub fn survey(volume: &Volume) -> Result<Event, Failure> {
 
 /// Reads the whole chain back.
 pub fn verify(volume: &Volume) -> Result<Event, Failure> {
-    facts::verify(volume).map(|_| Event::Done(Step::Verify))
+    let verified = facts::verify(volume)?;
+    remember(volume, &verified.luks_uuid);
+    Ok(Event::Done(Step::Verify))
+}
+
+/// Remembers what the volume is made of, for the next start to compare. A volume that is up is not given up for that.
+fn remember(volume: &Volume, luks_uuid: &str) {
+    let written = facts::identities(volume).and_then(|members| Claims::default().write(volume, luks_uuid, &members));
+    if let Err(failure) = written {
+        tracing::warn!(volume = %volume.name, step = %Step::Verify, "volume {}: its claim is not remembered: {failure}", volume.name);
+    }
 }
 
 /// Makes the mount point unwritable for as long as nothing is mounted on it. A file system that can't do that is no
@@ -41,6 +56,12 @@ pub fn guard(volume: &Volume) -> Result<Event, Failure> {
 
 /// Has the backing device there, makes sure that nobody else uses it, and looks at what is on it.
 pub fn attach(volume: &Volume) -> Result<(DevicePath, Event), Failure> {
+    // Before anything is made: what was there and is not any more must not be made anew.
+    if lacks_device(volume)?
+        && let Some(failure) = facts::standing(volume, None, &Contents::Blank)?.refusal()
+    {
+        return Err(failure);
+    }
     let device = match &volume.backing {
         Backing::File { path, size } => {
             facts::grow_backing(volume)?;
@@ -49,14 +70,45 @@ pub fn attach(volume: &Volume) -> Result<(DevicePath, Event), Failure> {
             loops::attach_loop(path).map_err(|error| error.failure())?.0
         }
         Backing::Device { path } => device::resolve(Path::new(path)).map_err(|error| error.failure())?,
+        Backing::Match { layout, .. } => facts::attach_members(volume, *layout)?,
     };
     let facts = device::facts(&device).map_err(|error| error.failure())?;
     if let Some(users) = facts.users() {
         return Err(Failure::new(Cause::DeviceBusy, format!("{device} {users}")));
     }
     let contents = contents(volume, &device)?;
+    go_on(volume, &facts::standing(volume, Some(&device), &contents)?)?;
     let this_boot = contents.is_luks() && formatted_this_boot(volume, &device)?;
     Ok((device, Event::Attached { contents, formatted_this_boot: this_boot }))
+}
+
+/// Whether the backing file, or the device that several disks make, is still to be made.
+fn lacks_device(volume: &Volume) -> Result<bool, Failure> {
+    match &volume.backing {
+        // An empty file is what a crash left; whatever else is wrong with it is said when it is opened.
+        Backing::File { path, .. } => Ok(match fs::symlink_metadata(path) {
+            Ok(metadata) => metadata.is_file() && metadata.len() == 0,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }),
+        Backing::Device { .. } => Ok(false),
+        Backing::Match { .. } => match facts::disks(volume)? {
+            Disks::Settled | Disks::Inactive(_) => Ok(false),
+            Disks::Makeable(_) => facts::wait_for_udev(volume).map(|()| true),
+            Disks::Missing(failure) => Err(failure),
+        },
+    }
+}
+
+/// Refuses what is not what it was, and says what is remarkable.
+fn go_on(volume: &Volume, standing: &Standing) -> Result<(), Failure> {
+    if let Some(failure) = standing.refusal() {
+        return Err(failure);
+    }
+    // A file that is gone was removed; it takes no stop of the instance.
+    if let Some(remark) = standing.remark().filter(|_| !matches!(volume.backing, Backing::File { .. })) {
+        tracing::warn!(volume = %volume.name, step = %Step::Attach, "volume {}: {remark}", volume.name);
+    }
+    Ok(())
 }
 
 /// Makes a LUKS header that is marked as unfinished.
@@ -156,12 +208,16 @@ pub fn close(volume: &Volume) -> Result<Event, Failure> {
     Ok(Event::Done(Step::Close))
 }
 
-/// Detaches the loop device of a backing file; a device stays as it is.
+/// Detaches the loop device of a backing file, or the device that several disks make; a single one stays as it is.
 pub fn detach(volume: &Volume) -> Result<Event, Failure> {
-    if matches!(volume.backing, Backing::File { .. })
-        && let Some(device) = backing_device(&volume.backing)?
-    {
-        loops::detach_loop(&device).map_err(|error| error.failure())?;
+    match &volume.backing {
+        Backing::File { .. } => {
+            if let Some(device) = backing_device(volume)? {
+                loops::detach_loop(&device).map_err(|error| error.failure())?;
+            }
+        }
+        Backing::Match { layout: Layout::Linear | Layout::Striped { .. }, .. } => facts::detach_members(volume)?,
+        Backing::Device { .. } | Backing::Match { .. } => {}
     }
     Ok(Event::Done(Step::Detach))
 }
@@ -173,7 +229,7 @@ pub fn is_mounted(volume: &Volume) -> Result<bool, Failure> {
 
 /// The backing device, which has to be there.
 pub fn present_device(volume: &Volume) -> Result<DevicePath, Failure> {
-    backing_device(&volume.backing)?.ok_or_else(|| Failure::new(Cause::BackingMissing, volume.backing.path()))
+    backing_device(volume)?.ok_or_else(|| Failure::new(Cause::BackingMissing, volume.backing.to_string()))
 }
 
 fn mapped_device(volume: &Volume) -> Result<DevicePath, Failure> {

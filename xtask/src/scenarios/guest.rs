@@ -18,6 +18,7 @@ pub(super) const PASSWORD: &str = "LuksInternalStorageKey";
 /// Spare disks by identity.
 pub(super) const DISK_A: &str = "/dev/disk/by-id/virtio-secretfs-disk-a";
 pub(super) const DISK_B: &str = "/dev/disk/by-id/nvme-QEMU_NVMe_Ctrl_secretfs-disk-b";
+pub(super) const DISK_C: &str = "/dev/disk/by-id/nvme-QEMU_NVMe_Ctrl_secretfs-disk-c";
 
 /// A volume of `/etc/secretfs.toml`.
 #[derive(Debug, Clone)]

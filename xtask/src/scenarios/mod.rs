@@ -5,6 +5,7 @@ mod bad_input;
 mod boot;
 mod consumers;
 mod crash;
+mod disks;
 mod filesystems;
 mod grow;
 mod guest;
@@ -100,4 +101,22 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "bad input: names systemd can't carry", run: bad_input::names },
     Scenario { name: "bad input: a file where a device is expected", run: bad_input::file_for_device },
     Scenario { name: "bad input: a foreign file system on the device", run: bad_input::foreign_file_system },
+    Scenario { name: "bad input: a kernel name is accepted with a warning", run: disks::kernel_name_warned_of },
+    Scenario {
+        name: "disks: two in stripes by model and serial, swapped between boots: the same data",
+        run: disks::striped_and_swapped,
+    },
+    Scenario { name: "disks: a missing one is waited for by its name", run: disks::missing_member },
+    Scenario {
+        name: "disks: ext4, LUKS1, LVM, md, ZFS, GPT or data behind zeros: refused untouched",
+        run: disks::foreign,
+    },
+    Scenario {
+        name: "disks: a persistent volume's came back blank, or with another header: refused",
+        run: disks::persistent_came_back_blank,
+    },
+    Scenario {
+        name: "disks: an ephemeral volume's came back new and blank: formatted and said",
+        run: disks::ephemeral_came_back_blank,
+    },
 ];

@@ -29,11 +29,25 @@ const COMMAND_LIMIT_SECONDS: &str = "240";
 /// Size of each spare disk; the files are sparse.
 const SPARE_DISK_BYTES: u64 = 512 << 20;
 
+/// Size of the small ones: their checksums are taken many times.
+const SMALL_DISK_BYTES: u64 = 128 << 20;
+
 /// Serial number of the spare virtio disk, `/dev/disk/by-id/virtio-…`.
 pub(crate) const DISK_A: &str = "secretfs-disk-a";
 
 /// Serial number of the spare `NVMe` disk, `/dev/disk/by-id/nvme-QEMU_NVMe_Ctrl_…`.
 pub(crate) const DISK_B: &str = "secretfs-disk-b";
+
+/// Serial numbers of the small spare `NVMe` disks.
+pub(crate) const DISK_C: &str = "secretfs-disk-c";
+pub(crate) const DISK_D: &str = "secretfs-disk-d";
+
+/// Serial numbers of further small ones, which no machine has until a scenario puts them in.
+pub(crate) const DISK_E: &str = "secretfs-disk-e";
+pub(crate) const DISK_F: &str = "secretfs-disk-f";
+
+/// The `NVMe` disks of a machine, in the order in which its kernel finds them.
+const NVME: [&str; 3] = [DISK_B, DISK_C, DISK_D];
 
 /// What a command in the guest left.
 pub(crate) struct Output {
@@ -45,12 +59,13 @@ pub(crate) struct Output {
     pub(crate) stderr: String,
 }
 
-/// A machine with a fresh copy of the image and two blank spare disks; it ends when dropped.
+/// A machine with a fresh copy of the image and blank spare disks; it ends when dropped.
 pub(crate) struct Machine {
     directory: PathBuf,
     image: Image,
     accel: Accel,
     ssh_port: u16,
+    nvme: Vec<&'static str>,
     qemu: Option<Service>,
     ssh: Option<Service>,
 }
@@ -68,9 +83,25 @@ impl Machine {
         for serial in [DISK_A, DISK_B] {
             File::create(directory.join(format!("{serial}.raw")))?.set_len(SPARE_DISK_BYTES)?;
         }
-        let mut machine = Self { directory, image, accel, ssh_port: free_port()?, qemu: None, ssh: None };
+        for serial in [DISK_C, DISK_D, DISK_E, DISK_F] {
+            File::create(directory.join(format!("{serial}.raw")))?.set_len(SMALL_DISK_BYTES)?;
+        }
+        let (ssh_port, nvme) = (free_port()?, NVME.to_vec());
+        let mut machine = Self { directory, image, accel, ssh_port, nvme, qemu: None, ssh: None };
         machine.power_on()?;
         Ok(machine)
+    }
+
+    /// Says which `NVMe` disks the machine has, in this order, when it is switched on the next time.
+    pub(crate) fn set_nvme(&mut self, serials: &[&'static str]) {
+        self.nvme = serials.to_vec();
+    }
+
+    /// Gives the machine the `NVMe` disks it began with; says whether it has others until it is switched on again.
+    pub(crate) fn reset_nvme(&mut self) -> bool {
+        let others = self.nvme != NVME;
+        self.set_nvme(&NVME);
+        others
     }
 
     /// Switches the machine on with the disks it has.
@@ -91,12 +122,14 @@ impl Machine {
         qemu.arg("-kernel").arg(&self.image.kernel).arg("-initrd").arg(&self.image.initrd);
         qemu.args(["-append", "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off quiet"]);
         // The disks are thrown away after the run: their cache need not reach the host's.
-        for (id, file) in [("root", "root".to_owned()), ("a", DISK_A.to_owned()), ("b", DISK_B.to_owned())] {
-            qemu.arg("-drive").arg(format!("file={file}.raw,format=raw,if=none,id={id},cache=unsafe,discard=unmap"));
+        for file in ["root", DISK_A].iter().chain(&self.nvme) {
+            qemu.arg("-drive").arg(format!("file={file}.raw,format=raw,if=none,id={file},cache=unsafe,discard=unmap"));
         }
         qemu.args(["-device", "virtio-blk-pci,drive=root"]);
-        qemu.args(["-device", &format!("virtio-blk-pci,drive=a,serial={DISK_A}")]);
-        qemu.args(["-device", &format!("nvme,drive=b,serial={DISK_B}")]);
+        qemu.args(["-device", &format!("virtio-blk-pci,drive={DISK_A},serial={DISK_A}")]);
+        for serial in &self.nvme {
+            qemu.args(["-device", &format!("nvme,drive={serial},serial={serial}")]);
+        }
         qemu.arg("-netdev").arg(format!("user,id=net,hostfwd=tcp:127.0.0.1:{}-:22", self.ssh_port));
         qemu.args(["-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci"]);
         self.qemu = Some(Service::spawn("qemu", &qemu, &self.directory.join("qemu.log"))?);

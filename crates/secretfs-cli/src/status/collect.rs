@@ -89,9 +89,9 @@ fn state(facts: &UnitFacts) -> &'static str {
 fn add_volume(report: &mut Report, volume: &Volume) {
     report.mount = Some(volume.mount.to_string());
     report.lifecycle = Some(volume.lifecycle.as_str());
-    report.backing = Some(volume.backing.path().to_owned());
+    report.backing = Some(volume.backing.to_string());
     report.key_source = Some(volume.key.describe());
-    report.backing_device = backing_device(&volume.backing).ok().flatten().map(|device| device.to_string());
+    report.backing_device = backing_device(volume).ok().flatten().map(|device| device.to_string());
 }
 
 /// What the kernel says of the mapping and the mount.

@@ -11,8 +11,8 @@ use crate::name::VolumeName;
 pub(super) fn check(config: &mut Config) {
     let mut faults: BTreeMap<VolumeName, Vec<(&'static str, String, &'static str)>> = BTreeMap::new();
     for (name, volume) in &config.volumes {
-        if volume.backing.path() == name.mapper().device() {
-            let message = format!("{} is the volume itself", volume.backing.path());
+        if volume.backing.path() == Some(&name.mapper().device()) {
+            let message = format!("{} is the volume itself", volume.backing);
             let hint = "give the device that is to be encrypted";
             faults.entry(name.clone()).or_default().push(("backing", message, hint));
         }
@@ -22,12 +22,12 @@ pub(super) fn check(config: &mut Config) {
                 let message = format!("volume {other_name} is mounted on {} too", other.mount);
                 fault("mount", message, "give each volume a mount point of its own");
             }
-            if volume.backing.path() == other.name.mapper().device() {
-                let message = format!("{} is volume {other_name} and carries its file system", volume.backing.path());
+            if volume.backing.path() == Some(&other.name.mapper().device()) {
+                let message = format!("{} is volume {other_name} and carries its file system", volume.backing);
                 fault("backing", message, "use a file below that volume's mount point, or another device");
             }
-            if volume.backing.path() == other.backing.path() {
-                let message = format!("volume {other_name} uses {} too", other.backing.path());
+            if is_one(&volume.backing, &other.backing) {
+                let message = format!("volume {other_name} uses {} too", other.backing);
                 fault("backing", message, "give each volume a backing of its own");
             }
         }
@@ -41,8 +41,7 @@ pub(super) fn check(config: &mut Config) {
         if needs_itself(name, &config.volumes) {
             let message = format!(
                 "with its backing on {} and its mount on {}, it would wait for itself",
-                volume.backing.path(),
-                volume.mount
+                volume.backing, volume.mount
             );
             let hint = "a volume can't lie on or below a volume that in turn needs it; move one of the two";
             faults.entry(name.clone()).or_default().push(("mount", message, hint));
@@ -61,6 +60,14 @@ pub(super) fn check(config: &mut Config) {
             })
             .collect();
         config.refused.insert(name, Refused::from_volume(volume, errors));
+    }
+}
+
+/// Whether two backings are the same file, device or disks.
+fn is_one(one: &Backing, other: &Backing) -> bool {
+    match (one, other) {
+        (Backing::Match { device_match: one, .. }, Backing::Match { device_match: other, .. }) => one == other,
+        _ => one.path().is_some() && one.path() == other.path(),
     }
 }
 
@@ -83,7 +90,7 @@ fn needs_itself(name: &VolumeName, volumes: &BTreeMap<VolumeName, Volume>) -> bo
 fn needs<'a>(volume: &Volume, volumes: &'a BTreeMap<VolumeName, Volume>) -> Vec<&'a VolumeName> {
     let lies_on = |other: &Volume| match &volume.backing {
         Backing::File { path, .. } => path.strip_prefix(other.mount.as_str()).is_some_and(|rest| rest.starts_with('/')),
-        Backing::Device { .. } => false,
+        Backing::Device { .. } | Backing::Match { .. } => false,
     };
     volumes
         .iter()

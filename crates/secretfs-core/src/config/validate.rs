@@ -11,7 +11,7 @@ use toml::Spanned;
 
 use super::error::suggestion;
 use super::quantity::{parse_duration, parse_size};
-use super::{Backing, ConfigError, FilesystemType, Lifecycle, Place, Source, Volume, written};
+use super::{Backing, ConfigError, FilesystemType, Lifecycle, Place, Source, Volume, matching, written};
 use crate::key::{KeySource, PLACEHOLDERS, placeholders};
 use crate::name::{MountPoint, NameError, UnitName, VolumeName, escape_path, path_fault};
 
@@ -185,7 +185,22 @@ impl Checker<'_> {
     }
 
     fn backing(&mut self, backing: &Spanned<written::Backing>, filesystem: FilesystemType) -> Option<Backing> {
-        let written::Backing { file, size, device } = backing.get_ref();
+        let written::Backing { file, size, device, matching, layout, stripe_size } = backing.get_ref();
+        if let Some(matching) = matching {
+            if file.is_some() || device.is_some() || size.is_some() {
+                let hint = "keep `match`, or the file with its `size`, or the device";
+                self.refuse("backing", backing.span(), "disks to match and a file or device are given", hint);
+                return None;
+            }
+            return matching::backing(backing.get_ref(), matching, |key, span, message, hint| {
+                self.refuse(key, span, message, hint);
+            });
+        }
+        if let Some(text) = layout.as_ref().or(stripe_size.as_ref()) {
+            let hint = "take it out, or write { match = { … }, layout = \"…\" }";
+            self.refuse("backing", text.span(), "only disks to match have a layout", hint);
+            return None;
+        }
         match (file, size, device) {
             (Some(file), Some(size), None) => {
                 let path = self.path("backing.file", file)?;
@@ -226,8 +241,13 @@ impl Checker<'_> {
                 None
             }
             _ => {
-                let hint = "write { file = \"…\", size = \"…\" } or { device = \"/dev/disk/by-id/…\" }";
-                self.refuse("backing", backing.span(), "either a file with its size or a device is needed", hint);
+                let hint = "write { file = \"…\", size = \"…\" }, { device = \"/dev/disk/by-id/…\" } or { match = { serial = \"…\" } }";
+                self.refuse(
+                    "backing",
+                    backing.span(),
+                    "a file with its size, a device or disks to match are needed",
+                    hint,
+                );
                 None
             }
         }

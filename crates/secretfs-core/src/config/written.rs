@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeValue, ValueDeserializer};
 
+use super::matching::Words;
 use super::{ConfigError, Source};
 
 /// Reads one table; an unknown key or a wrong type is an error with its place.
@@ -64,6 +65,23 @@ pub(super) struct Backing {
     pub(super) file: Option<Spanned<String>>,
     pub(super) size: Option<Spanned<String>>,
     pub(super) device: Option<Spanned<String>>,
+    #[serde(rename = "match")]
+    pub(super) matching: Option<Spanned<Match>>,
+    pub(super) layout: Option<Spanned<String>>,
+    pub(super) stripe_size: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", expecting = "a table")]
+pub(super) struct Match {
+    pub(super) model: Option<Spanned<Words>>,
+    pub(super) serial: Option<Spanned<Words>>,
+    pub(super) by_id: Option<Spanned<Words>>,
+    pub(super) wwn: Option<Spanned<Words>>,
+    pub(super) ebs_volume: Option<Spanned<Words>>,
+    pub(super) min_size: Option<Spanned<String>>,
+    pub(super) max_size: Option<Spanned<String>>,
+    pub(super) count: Option<Spanned<i64>>,
 }
 
 #[derive(Debug, Deserialize)]

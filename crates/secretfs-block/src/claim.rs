@@ -1,0 +1,197 @@
+//! The memory of claims, in [`STATE_DIR`]: what a volume was made of when it was last up.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use secretfs_core::cause::{Cause, Failure};
+use secretfs_core::claim::{Present, Record, Standing, compare};
+use secretfs_core::config::Volume;
+use secretfs_core::machine::Contents;
+use secretfs_core::name::VolumeName;
+use secretfs_core::paths::STATE_DIR;
+
+use crate::Outcome;
+
+const MACHINE_ID: &str = "/etc/machine-id";
+
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Where the claims of all volumes are kept.
+#[derive(Debug, Clone)]
+pub struct Claims {
+    directory: PathBuf,
+}
+
+impl Default for Claims {
+    fn default() -> Self {
+        Self { directory: STATE_DIR.into() }
+    }
+}
+
+impl Claims {
+    /// The claims below another directory.
+    pub fn below(directory: &Path) -> Self {
+        Self { directory: directory.to_owned() }
+    }
+
+    /// The volume's record. One that can't be read is no reason to take the volume for a new one.
+    pub fn read(&self, volume: &VolumeName) -> Result<Option<Record>, Failure> {
+        read_json(&self.record(volume))
+    }
+
+    /// Remembers the volume as it is now.
+    pub fn write(&self, volume: &Volume, luks_uuid: &str, members: &[String]) -> Result<Outcome, Failure> {
+        let record = Record {
+            machine_id: id(MACHINE_ID)?,
+            boot_id: id(BOOT_ID)?,
+            lifecycle: volume.lifecycle,
+            luks_uuid: luks_uuid.to_owned(),
+            members: members.to_vec(),
+        };
+        if matches!(self.read(&volume.name), Ok(Some(known)) if known == record) {
+            return Ok(Outcome::Unchanged);
+        }
+        write_json(&self.record(&volume.name), &record).map(|()| Outcome::Changed)
+    }
+
+    /// Compares what is there with what was.
+    pub fn standing(
+        &self,
+        volume: &Volume,
+        members: &[String],
+        contents: &Contents,
+        luks_uuid: Option<&str>,
+    ) -> Result<Standing, Failure> {
+        let record = self.read(&volume.name)?;
+        let machine_id = id(MACHINE_ID)?;
+        let present = Present { machine_id: &machine_id, lifecycle: volume.lifecycle, members, contents, luks_uuid };
+        Ok(compare(record.as_ref(), present))
+    }
+
+    /// The disks that the volume had on this machine, by what they are.
+    pub fn known(&self, volume: &VolumeName) -> Result<Vec<String>, Failure> {
+        let machine_id = id(MACHINE_ID)?;
+        let record = self.read(volume)?.filter(|record| record.machine_id == machine_id);
+        Ok(record.map_or(Vec::new(), |record| record.members))
+    }
+
+    /// The disks that are proven blank and may have been written to since, by making one device of them.
+    pub fn begun(&self, volume: &VolumeName) -> Result<Vec<String>, Failure> {
+        read_json(&self.begun_path(volume)).map(Option::unwrap_or_default)
+    }
+
+    /// Notes that these disks are proven blank and about to become one device.
+    pub fn begin(&self, volume: &VolumeName, members: &[String]) -> Result<(), Failure> {
+        write_json(&self.begun_path(volume), &members)
+    }
+
+    /// Notes that they are one device.
+    pub fn end(&self, volume: &VolumeName) -> Result<(), Failure> {
+        let path = self.begun_path(volume);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(system(&path, &error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn record(&self, volume: &VolumeName) -> PathBuf {
+        self.directory.join(format!("{volume}.claim.json"))
+    }
+
+    fn begun_path(&self, volume: &VolumeName) -> PathBuf {
+        self.directory.join(format!("{volume}.begun.json"))
+    }
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, Failure> {
+    match fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| {
+            Failure::new(Cause::ClaimChanged, format!("{} cannot be understood: {error}", path.display()))
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(system(path, &error)),
+    }
+}
+
+/// Writes the whole file or nothing of it, whenever the power goes.
+fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<(), Failure> {
+    let unfinished = path.with_extension("unfinished");
+    let write = || {
+        let mut file = File::create(&unfinished)?;
+        serde_json::to_writer_pretty(&mut file, value)?;
+        file.write_all(b"\n")?;
+        file.sync_all()?;
+        fs::rename(&unfinished, path)?;
+        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    };
+    write().map_err(|error| system(path, &error))
+}
+
+fn id(path: &str) -> Result<String, Failure> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(text.trim().to_owned()),
+        Err(error) => Err(system(path.as_ref(), &error)),
+    }
+}
+
+fn system(path: &Path, error: &io::Error) -> Failure {
+    Failure::new(Cause::System, format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use secretfs_core::config::{Config, Source};
+
+    use super::*;
+    use crate::testing::Scratch;
+
+    fn volume(lifecycle: &str) -> Volume {
+        let text = format!(
+            "[volume.v]\nmount = \"/mnt/v\"\nlifecycle = \"{lifecycle}\"\nbacking = {{ device = \"/dev/disk/by-id/v\" }}\n\
+             key = {{ source = \"s3+kms\", bucket = \"b\", object = \"o\", kms-key = \"k\" }}\n"
+        );
+        Config::parse(&[Source { path: "test.toml".to_owned(), text }]).volumes.into_values().next().unwrap()
+    }
+
+    #[test]
+    fn a_volume_is_remembered_and_its_blank_disk_refused() {
+        let scratch = Scratch::new();
+        let claims = Claims::below(&scratch.path(""));
+        let members = ["A".to_owned()];
+        let kept = volume("persistent");
+        let standing = |uuid: Option<&str>| {
+            let contents =
+                if uuid.is_none() { Contents::Blank } else { Contents::Luks { ours: true, unfinished: false } };
+            claims.standing(&kept, &members, &contents, uuid)
+        };
+        assert_eq!(standing(None), Ok(Standing::FirstTime));
+        assert_eq!(claims.known(&kept.name), Ok(Vec::new()));
+        assert_eq!(claims.write(&kept, "u", &members), Ok(Outcome::Changed));
+        assert_eq!(claims.write(&kept, "u", &members), Ok(Outcome::Unchanged));
+        assert_eq!(claims.known(&kept.name), Ok(members.to_vec()));
+        assert_eq!(standing(Some("u")), Ok(Standing::SameDevices));
+        assert_eq!(standing(None), Ok(Standing::HeaderGone { luks_uuid: "u".to_owned() }));
+    }
+
+    #[test]
+    fn a_damaged_record_is_no_missing_one() {
+        let scratch = Scratch::new();
+        let claims = Claims::below(&scratch.path(""));
+        fs::write(scratch.path("v.claim.json"), "{").unwrap();
+        assert_eq!(claims.read(&volume("persistent").name).unwrap_err().cause, Cause::ClaimChanged);
+    }
+
+    #[test]
+    fn what_was_begun_is_noted_until_it_ends() {
+        let scratch = Scratch::new();
+        let claims = Claims::below(&scratch.path(""));
+        let name = volume("ephemeral").name;
+        assert_eq!(claims.begun(&name), Ok(Vec::new()));
+        claims.begin(&name, &["A".to_owned()]).unwrap();
+        assert_eq!(claims.begun(&name), Ok(vec!["A".to_owned()]));
+        claims.end(&name).unwrap();
+        claims.end(&name).unwrap();
+        assert_eq!(claims.begun(&name), Ok(Vec::new()));
+    }
+}

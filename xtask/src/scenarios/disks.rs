@@ -1,0 +1,241 @@
+//! Disks claimed by what they are: found, found again, and left alone where there is any doubt.
+
+use anyhow::{Result, ensure};
+
+use super::guest::{DISK_C, UP_LIMIT, Volume};
+use crate::vm::Rig;
+use crate::vm::machine::{DISK_B, DISK_C as SERIAL_C, DISK_D as SERIAL_D, DISK_E, DISK_F};
+
+/// The two small disks by model and serial, in stripes.
+fn striped() -> String {
+    format!(
+        r#"{{ match = {{ model = "QEMU NVMe Ctrl", serial = ["{SERIAL_C}", "{SERIAL_D}"] }}, layout = "striped", stripe-size = "16KiB" }}"#
+    )
+}
+
+/// A persistent volume over the two small disks.
+fn over_two() -> Volume {
+    Volume { backing: striped(), ..Volume::data("") }
+}
+
+/// A volume over one small disk.
+fn over_one(lifecycle: &str) -> Volume {
+    let backing = format!(r#"{{ match = {{ serial = "{SERIAL_C}" }} }}"#);
+    Volume { lifecycle: lifecycle.into(), backing, ..Volume::data("") }
+}
+
+/// What the kernel calls the disk now.
+fn kernel_name(rig: &Rig, serial: &str) -> Result<String> {
+    let names = rig
+        .vm
+        .ok(&format!("lsblk --nodeps --noheadings --output NAME,SERIAL | awk '$2 == \"{serial}\" {{ print $1 }}'"))?;
+    Ok(names.trim().to_owned())
+}
+
+/// A checksum of every byte of the small disks that are there.
+fn sums(rig: &Rig) -> Result<String> {
+    rig.vm.ok("sync; sha256sum /dev/disk/by-id/nvme-QEMU_NVMe_Ctrl_secretfs-disk-[cd]")
+}
+
+/// Fails if LVM's device is left.
+fn check_inactive(rig: &Rig) -> Result<()> {
+    let left = rig.vm.ok("dmsetup ls | grep '^secretfs--' || true")?;
+    ensure!(left.is_empty(), "of LVM is left:\n{left}");
+    Ok(())
+}
+
+pub(super) fn striped_and_swapped(rig: &mut Rig) -> Result<()> {
+    let volume = over_two();
+    rig.configure(&[&volume])?;
+    let plan = rig.vm.ok("secretfs plan data")?;
+    ensure!(plan.contains("one device of /dev/nvme") && plan.contains("FORMAT"), "the plan is: {plan}");
+    rig.vm.ok("systemctl start secretfs@data")?;
+    volume.check_up(rig)?;
+    let lvm = "lvs --noheadings --options vg_name,vg_tags,vg_autoactivation,lv_name,segtype,stripes,stripesize --units k --nosuffix";
+    let made = rig.vm.ok(lvm)?;
+    ensure!(
+        made.split_whitespace().eq(["secretfs-data", "secretfs", "data", "striped", "2", "16.00"]),
+        "LVM has made:\n{made}"
+    );
+    let below = rig.vm.ok("dmsetup deps --options devname secretfs-data")?;
+    ensure!(below.contains("(secretfs--data-data)"), "the encryption lies on {below}");
+    let status = rig.vm.ok("secretfs status data")?;
+    ensure!(status.contains("striped disks") && status.contains(" on /dev/"), "the status is:\n{status}");
+
+    rig.vm.ok("head --bytes=20M /dev/urandom > /mnt/data/kept && sync --file-system /mnt/data/kept")?;
+    let (sum, uuid) = (rig.vm.ok("sha256sum /mnt/data/kept")?, volume.luks_uuid(rig)?);
+    let before = (kernel_name(rig, SERIAL_C)?, kernel_name(rig, SERIAL_D)?);
+    rig.vm.power_off()?;
+    rig.vm.set_nvme(&[SERIAL_D, SERIAL_C, DISK_B]);
+    rig.vm.boot()?;
+    rig.wait_active("secretfs@data.service")?;
+    let after = (kernel_name(rig, SERIAL_C)?, kernel_name(rig, SERIAL_D)?);
+    ensure!(before != after, "the kernel still calls the disks {before:?}: nothing was swapped");
+    volume.check_up(rig)?;
+    ensure!(volume.luks_uuid(rig)? == uuid, "the volume has another LUKS header");
+    ensure!(rig.vm.ok("sha256sum /mnt/data/kept")? == sum, "the data is not what it was");
+
+    rig.vm.ok("systemctl stop secretfs@data")?;
+    volume.check_gone(rig)?;
+    check_inactive(rig)?;
+    rig.check_quiet_journal()
+}
+
+pub(super) fn missing_member(rig: &mut Rig) -> Result<()> {
+    let volume = over_two();
+    rig.configure(&[&volume])?;
+    rig.vm.ok("systemctl start secretfs@data && echo kept > /mnt/data/marker")?;
+    rig.vm.ok("systemctl stop secretfs@data")?;
+    rig.vm.power_off()?;
+    rig.vm.set_nvme(&[DISK_B, SERIAL_D]);
+    rig.vm.boot()?;
+    let before = sums(rig)?;
+    rig.vm.wait_until(
+        "STATUS= names the missing disk",
+        &format!(
+            "systemctl show --property StatusText secretfs@data | tee /dev/stderr |
+             grep 'backing-missing.*missing: serial \"{SERIAL_C}\"'"
+        ),
+        UP_LIMIT,
+    )?;
+    rig.same("secretfs@data.service", "ActiveState", "activating")?;
+    let plan = rig.vm.ok("secretfs plan data")?;
+    ensure!(plan.starts_with("data: wait for ") && plan.contains(SERIAL_C), "the plan is: {plan}");
+    rig.vm.ok("systemctl stop secretfs@data")?;
+    volume.check_gone(rig)?;
+    ensure!(sums(rig)? == before, "the disk that is left was written to");
+
+    rig.vm.power_off()?;
+    rig.vm.set_nvme(&[DISK_B, SERIAL_C, SERIAL_D]);
+    rig.vm.boot()?;
+    rig.wait_active("secretfs@data.service")?;
+    rig.vm.ok("grep kept /mnt/data/marker").map(|_| ())
+}
+
+/// What a disk may carry, how it comes there, and the causes for a persistent volume over this one disk and for all else.
+const FOREIGN: [(&str, &str, &str, &str); 7] = [
+    ("ext4", "mkfs.ext4 -q -F $disk", "foreign-signature", "foreign-signature"),
+    // A persistent volume is opened with whatever LUKS header is there: the recipe's volumes are.
+    (
+        "LUKS1",
+        "printf foreign | cryptsetup luksFormat --batch-mode --type luks1 --pbkdf-force-iterations 1000 $disk -",
+        "wrong-key",
+        "foreign-signature",
+    ),
+    ("an LVM physical volume", "pvcreate --quiet --yes $disk", "foreign-signature", "foreign-signature"),
+    (
+        "an md superblock",
+        r"at() { dd of=$disk bs=1 seek=$1 status=none; }
+          printf '\xfc\x4e\x2b\xa9\x01' | at 4096; printf '\x07%.0s' {1..16} | at 4112; printf '\x08' | at 4240",
+        "foreign-signature",
+        "foreign-signature",
+    ),
+    (
+        "a ZFS label",
+        r"for block in {128..135}; do printf '\x0c\xb1\xba' | dd of=$disk bs=1024 seek=$block status=none; done",
+        "foreign-signature",
+        "foreign-signature",
+    ),
+    ("a GPT", "echo 'label: gpt' | sfdisk --quiet $disk", "foreign-signature", "foreign-signature"),
+    (
+        "zeros at its beginning and data in its middle",
+        "dd if=/dev/urandom of=$disk bs=1M seek=64 count=8 status=none",
+        "not-blank",
+        "not-blank",
+    ),
+];
+
+pub(super) fn foreign(rig: &mut Rig) -> Result<()> {
+    let volumes = |persistent, otherwise| {
+        let ephemeral = Volume { lifecycle: "ephemeral".into(), ..over_two() };
+        [
+            (over_one("persistent"), persistent),
+            (over_one("ephemeral"), otherwise),
+            (over_two(), otherwise),
+            (ephemeral, otherwise),
+        ]
+    };
+    for (what, make, persistent, otherwise) in FOREIGN {
+        rig.vm.ok(&format!("blkdiscard --force --zeroout {DISK_C}; disk={DISK_C}; {make}; udevadm settle"))?;
+        let before = sums(rig)?;
+        for (volume, cause) in volumes(persistent, otherwise) {
+            rig.configure(&[&volume])?;
+            if cause != "wrong-key" {
+                let plan = rig.vm.fails("secretfs plan data")?;
+                ensure!(plan.contains("refuse to touch") && plan.contains(cause), "{what}: the plan is: {plan}");
+            }
+            // Ten starts in an hour are the unit's limit.
+            rig.vm.ok("systemctl reset-failed secretfs@data || true")?;
+            rig.vm.fails("systemctl start secretfs@data")?;
+            rig.check_failed("secretfs@data.service", cause)?;
+            volume.check_gone(rig)?;
+            check_inactive(rig)?;
+        }
+        ensure!(sums(rig)? == before, "the disk with {what}, or the one beside it, was written to");
+    }
+    Ok(())
+}
+
+pub(super) fn persistent_came_back_blank(rig: &mut Rig) -> Result<()> {
+    let volume = over_one("persistent");
+    let refused = |rig: &Rig, cause: &str| -> Result<()> {
+        let plan = rig.vm.fails("secretfs plan data")?;
+        ensure!(plan.contains("refuse to touch") && plan.contains(cause), "the plan is: {plan}");
+        let before = sums(rig)?;
+        rig.vm.fails("systemctl start secretfs@data")?;
+        rig.check_failed("secretfs@data.service", cause)?;
+        volume.check_gone(rig)?;
+        ensure!(sums(rig)? == before, "the disk was written to");
+        Ok(())
+    };
+    rig.configure(&[&volume])?;
+    rig.vm.ok("systemctl start secretfs@data")?;
+    let uuid = rig.vm.ok(&format!("cryptsetup luksUUID {DISK_C}"))?;
+    let claim = rig.vm.ok("cat /var/lib/secretfs/data.claim.json")?;
+    ensure!(claim.contains(uuid.trim()) && claim.contains(SERIAL_C), "the claim is:\n{claim}");
+    rig.vm.ok(&format!("systemctl stop secretfs@data && blkdiscard --force --zeroout {DISK_C}"))?;
+    refused(rig, "header-gone")?;
+    rig.check_said("secretfs@data.service", &[uuid.trim()])?;
+
+    rig.vm.ok(&format!(
+        "printf other | cryptsetup luksFormat --batch-mode --type luks2 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 {DISK_C} -"
+    ))?;
+    refused(rig, "claim-changed")?;
+
+    rig.vm.ok(&format!("blkdiscard --force --zeroout {DISK_C}; rm /var/lib/secretfs/data.claim.json"))?;
+    rig.vm.ok("systemctl start secretfs@data")?;
+    volume.check_up(rig)
+}
+
+/// The instance was stopped and started: its instance stores are other disks now, and blank.
+pub(super) fn ephemeral_came_back_blank(rig: &mut Rig) -> Result<()> {
+    let small = r#"{ match = { model = "QEMU NVMe*", max-size = "256MiB" }, layout = "striped" }"#;
+    let volume = Volume { backing: small.into(), ..Volume::scratch() };
+    rig.configure(&[&volume])?;
+    rig.vm.ok("systemctl start secretfs@scratch && echo lost > /mnt/secretfs/marker")?;
+    volume.check_up(rig)?;
+    rig.vm.power_off()?;
+    rig.vm.set_nvme(&[DISK_B, DISK_E, DISK_F]);
+    rig.vm.boot()?;
+    rig.wait_active("secretfs@scratch.service")?;
+    volume.check_up(rig)?;
+    rig.vm.fails("cat /mnt/secretfs/marker")?;
+    rig.check_said("secretfs@scratch.service", &["new and blank", "stop and start of the instance", DISK_E, DISK_F])?;
+    rig.vm.ok("systemctl stop secretfs@scratch")?;
+    volume.check_gone(rig)?;
+    check_inactive(rig)
+}
+
+pub(super) fn kernel_name_warned_of(rig: &mut Rig) -> Result<()> {
+    let path = format!("/dev/{}", kernel_name(rig, SERIAL_C)?);
+    let volume = Volume::data(&path);
+    rig.configure(&[&volume])?;
+    let said = rig.vm.ok("secretfs check 2>&1 > /dev/null")?;
+    for text in ["warning: /etc/secretfs.toml:", &path, "/dev/disk/by-id/"] {
+        ensure!(said.contains(text), "`secretfs check` does not say `{text}`:\n{said}");
+    }
+    let logged = rig.vm.ok("journalctl --boot --no-pager --priority=warning..warning | grep 'may be another disk'")?;
+    ensure!(logged.contains(&path), "the generator's warning is:\n{logged}");
+    rig.vm.ok("systemctl start secretfs@data")?;
+    volume.check_up(rig)
+}
