@@ -16,6 +16,7 @@ pub mod mapping;
 pub mod mountpoint;
 pub mod passphrase;
 pub mod volume;
+pub mod wipe;
 
 mod cryptsetup;
 mod tool;

@@ -11,20 +11,22 @@ use libcryptsetup_rs::{
 };
 use rustix::io::Errno;
 use secrecy::ExposeSecret;
+use secretfs_core::config::Wipe;
 use secretfs_core::key::Kdf;
 use secretfs_core::name::MapperName;
 
 use crate::cryptsetup;
 use crate::device::{self, DevicePath};
 use crate::inspect::{self, Contents};
-use crate::mapping;
-use crate::{Outcome, Passphrase};
+use crate::{Outcome, Passphrase, mapping, tool};
 
 mod error;
 mod resize;
+mod wipe;
 
 pub use error::{CloseError, FormatError, HeaderError, OpenError};
 pub use resize::{ResizeError, Room, resize, room};
+pub use wipe::{note_zeroed, zeroed};
 
 /// The LUKS2 subsystem of a volume whose file system is not whole yet.
 pub const FORMATTING: &str = "secretfs-formatting";
@@ -70,7 +72,16 @@ pub struct LuksFacts {
 impl LuksFacts {
     /// Whether secretfs made this header for the mapping `mapper`.
     pub fn is_ours(&self, mapper: &MapperName) -> bool {
-        self.version == 2 && self.label == mapper.as_str() && [FORMATTING, COMPLETE].contains(&self.subsystem.as_str())
+        self.is_of_secretfs() && self.label == mapper.as_str()
+    }
+
+    fn is_of_secretfs(&self) -> bool {
+        self.version == 2 && [FORMATTING, COMPLETE].contains(&self.subsystem.as_str())
+    }
+
+    /// Whether secretfs made this header for another mapping than `mapper`.
+    pub fn is_of_another(&self, mapper: &MapperName) -> bool {
+        self.is_of_secretfs() && self.label != mapper.as_str()
     }
 
     /// Whether secretfs began this header for `mapper` and did not get as far as [`mark_complete`].
@@ -88,6 +99,8 @@ pub struct FormatOptions<'a> {
     pub kdf: Kdf,
     /// Bytes in one encryption sector; nothing for the largest that the size of the device allows.
     pub sector_size: Option<u32>,
+    /// What is done about what was on the device before; zeros are only noted to be due.
+    pub wipe: Wipe,
 }
 
 /// How a volume is opened.
@@ -137,6 +150,10 @@ pub fn format(device: &DevicePath, options: FormatOptions<'_>, passphrase: &Pass
     if !bytes.is_multiple_of(sector_size.into()) {
         return Err(FormatError::Uneven { device: device.clone(), bytes, sector_size });
     }
+    if options.wipe == Wipe::Discard {
+        tool::run("blkdiscard", &[device.as_str()])
+            .map_err(|source| FormatError::Discard { device: device.clone(), source })?;
+    }
     let formatted = cryptsetup::call(|| {
         let parameters = CryptParamsLuks2 {
             pbkdf: Some(pbkdf(options.kdf)?),
@@ -158,9 +175,13 @@ pub fn format(device: &DevicePath, options: FormatOptions<'_>, passphrase: &Pass
             Some(&mut parameters),
         )?;
         let key = passphrase.expose_secret();
-        handle.keyslot_handle().add_by_key(None, None, key, CryptVolumeKey::empty())
+        handle.keyslot_handle().add_by_key(None, None, key, CryptVolumeKey::empty())?;
+        match options.wipe {
+            Wipe::Zero { .. } => wipe::note(&mut handle, Some(0)),
+            Wipe::None | Wipe::Discard => Ok(()),
+        }
     });
-    formatted.map(|_| ()).map_err(|source| FormatError::Library { device: device.clone(), source })
+    formatted.map_err(|source| FormatError::Library { device: device.clone(), source })
 }
 
 /// Marks the volume as whole, once its file system is made.

@@ -8,10 +8,12 @@ use secretfs_core::cause::{Cause, Failure};
 use secretfs_core::chain::{self, ChainFault, Expected, Link, Mapping, Verified};
 use secretfs_core::claim::lvm::Plan;
 use secretfs_core::claim::{DiskFacts, Member, Standing, choose, describe};
-use secretfs_core::config::{Backing, Layout, Volume};
+use secretfs_core::config::{Backing, Layout, Volume, Wipe};
 use secretfs_core::forecast::Disks;
 use secretfs_core::machine::Contents;
+use secretfs_core::name::VolumeName;
 use secretfs_core::paths::RUNTIME_DIR;
+use secretfs_core::progress::Progress;
 
 use crate::claim::Claims;
 use crate::device::{self, DevicePath};
@@ -175,12 +177,23 @@ pub fn contents(volume: &Volume, device: &DevicePath) -> Result<Contents, Failur
     let mapper = volume.name.mapper();
     Ok(match inspect::inspect(device).map_err(|error| error.failure())? {
         inspect::Contents::Blank => Contents::Blank,
+        // One that is another volume's is nobody else's to open or to overwrite, whatever key fits.
+        inspect::Contents::Luks(header) if header.is_of_another(&mapper) => {
+            Contents::Signature(format!("the LUKS header of the volume {}", header.label))
+        }
         inspect::Contents::Luks(header) => {
             Contents::Luks { ours: header.is_ours(&mapper), unfinished: header.is_interrupted(&mapper) }
         }
         inspect::Contents::Signature { kind, .. } => Contents::Signature(kind),
         inspect::Contents::Unknown { .. } => Contents::Unknown,
     })
+}
+
+/// Whether the volume is to be zeroed before it is used, and the header on `device`, of a format
+/// that is `unfinished`, says how far that came.
+pub fn wipe_begun(volume: &Volume, device: &DevicePath, unfinished: bool) -> Result<bool, Failure> {
+    let due = unfinished && volume.wipe == (Wipe::Zero { before_ready: true });
+    Ok(due && luks::zeroed(device).map_err(|error| error.failure())?.is_some())
 }
 
 /// What is in the volume's backing file while it is not attached, and whether this boot formatted it; no contents when
@@ -235,6 +248,31 @@ pub fn formatted_this_boot(volume: &Volume, device: &DevicePath) -> Result<bool,
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(system(&path, &error)),
     }
+}
+
+/// Leaves word of how far long work on the volume has come, for [`progress`] of another process; with nothing, that there
+/// is none.
+pub fn note_progress(volume: &Volume, progress: Option<&Progress>) -> Result<(), Failure> {
+    let path = progress_note(&volume.name);
+    let Some(progress) = progress else {
+        return match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(system(&path, &error)),
+            _ => Ok(()),
+        };
+    };
+    let text = serde_json::to_vec(progress).map_err(|error| system(&path, &error.into()))?;
+    // A reader finds the last word or this one, and nothing in between.
+    let new = path.with_extension("new");
+    fs::write(&new, text).and_then(|()| fs::rename(&new, &path)).map_err(|error| system(&path, &error))
+}
+
+/// How far long work on the volume has come, if there is any and it may be read.
+pub fn progress(name: &VolumeName) -> Option<Progress> {
+    serde_json::from_slice(&fs::read(progress_note(name)).ok()?).ok()
+}
+
+fn progress_note(name: &VolumeName) -> PathBuf {
+    Path::new(RUNTIME_DIR).join(format!("{name}.wipe.json"))
 }
 
 fn boot_note(volume: &Volume) -> PathBuf {

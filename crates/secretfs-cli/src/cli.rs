@@ -30,6 +30,9 @@ pub enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+        /// Follow a start, a stop or a zeroing to its end, with a bar on a terminal, and show the volume then
+        #[arg(long, requires = "name", conflicts_with = "json")]
+        watch: bool,
     },
     /// Tell what a start would do to which device, and why, changing nothing
     ///

@@ -21,7 +21,8 @@ const NO_SUCH_VOLUME: u8 = 4;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Status { name, json } => status::run(name.as_deref(), json),
+        Command::Status { name: Some(name), watch: true, .. } => status::watch(&name),
+        Command::Status { name, json, .. } => status::run(name.as_deref(), json),
         Command::Plan { name, json } => plan::run(name.as_deref(), json),
         Command::Grow { name } => grow::run(&name),
         Command::Check { file } => check::run(file.as_deref()),

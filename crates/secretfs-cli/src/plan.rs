@@ -91,6 +91,7 @@ fn look(volume: &Volume) -> Result<(Option<DevicePath>, Findings), Failure> {
         contents: None,
         users: None,
         formatted_this_boot: false,
+        wipe_begun: false,
         standing: Standing::FirstTime,
         disks: facts::disks(volume)?,
     };
@@ -101,6 +102,7 @@ fn look(volume: &Volume) -> Result<(Option<DevicePath>, Findings), Failure> {
             findings.users = users.map(|users| format!("{device} {users}"));
             let contents = facts::contents(volume, device)?;
             findings.formatted_this_boot = contents.is_luks() && facts::formatted_this_boot(volume, device)?;
+            findings.wipe_begun = facts::wipe_begun(volume, device, contents.is_unfinished())?;
             findings.standing = facts::standing(volume, Some(device), &contents)?;
             findings.contents = Some(contents);
         }
@@ -108,6 +110,7 @@ fn look(volume: &Volume) -> Result<(Option<DevicePath>, Findings), Failure> {
             (findings.contents, findings.formatted_this_boot) = facts::detached_file(volume, Path::new(path))?;
             let file = DevicePath::unattached(path);
             let contents = findings.contents.clone().unwrap_or(Contents::Blank);
+            findings.wipe_begun = facts::wipe_begun(volume, &file, contents.is_unfinished())?;
             findings.standing = facts::standing(volume, Some(&file), &contents)?;
         }
         (None, Backing::Device { .. } | Backing::Match { .. }) => {}
@@ -133,6 +136,7 @@ fn render(plan: &Plan) -> String {
         Deed::Format => format!("{name}: FORMAT {backing} and mount it at {mount}: {why}\n"),
         Deed::Activate => format!("{name}: activate {backing}, and format or unlock it by what is on it: {why}\n"),
         Deed::Unlock => format!("{name}: unlock {backing} and mount it at {mount}: {why}\n"),
+        Deed::Resume => format!("{name}: unlock {backing}, go on zeroing it and mount it at {mount}: {why}\n"),
         Deed::Wait => format!("{name}: wait for {backing}: {why}\n"),
         Deed::Refuse => format!("{name}: refuse to touch {backing}: {why}\n"),
     };

@@ -2,12 +2,16 @@
 
 mod collect;
 mod render;
+mod watch;
+
+pub use self::watch::run as watch;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
+use secretfs_core::progress::Progress;
 use serde::Serialize;
 
 /// Every shown volume is ready, as `systemctl status` has it.
@@ -39,6 +43,8 @@ pub struct Report {
     backing_device: Option<String>,
     key_source: Option<String>,
     usage: Option<Usage>,
+    /// How far the volume is zeroed, while it is.
+    zeroing: Option<Progress>,
     /// What is wrong with the configuration.
     errors: Vec<String>,
 }

@@ -136,6 +136,12 @@ causes! {
     /// mkfs failed.
     MkfsFailed = "mkfs-failed", Permanent, "its file system could not be made", None,
         "see mkfs's own message in the journal of the unit; is the program installed and the volume large enough?";
+    /// The device was to be discarded, and can't be.
+    DiscardFailed = "discard-failed", Permanent, "its backing could not be discarded", None,
+        "not every device can; write wipe = \"zero\" or \"none\" instead of \"discard\" in the configuration";
+    /// Zeros could not be written through the mapping or into the free space.
+    WipeFailed = "wipe-failed", Permanent, "it could not be zeroed", None,
+        "see the kernel's log for errors of the device; the next start goes on where this one ended";
     /// The owner or group configured for the root directory does not exist.
     NoSuchOwner = "no-such-owner", Permanent, "the owner or group of its root directory does not exist", None,
         "make the user or group, with systemd-sysusers or useradd, or correct `owner` and `group` in the configuration";

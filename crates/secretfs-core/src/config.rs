@@ -7,6 +7,7 @@ mod quantity;
 mod relations;
 mod salvage;
 mod validate;
+mod wipe;
 mod written;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use toml::de::{DeTable, DeValue};
 pub use self::error::{ConfigError, Place};
 pub use self::filesystem::{Filesystem, FilesystemType, Luks, RootDirectory};
 pub use self::matching::{DeviceMatch, Layout, Pattern};
+pub use self::wipe::Wipe;
 use crate::key::KeySource;
 use crate::name::{MountPoint, UnitName, VolumeName};
 use crate::paths::{CONFIG_DIR, CONFIG_FILE};
@@ -76,6 +78,8 @@ pub struct Volume {
     pub filesystem: Filesystem,
     /// How its encryption is set up.
     pub luks: Luks,
+    /// What a format does about what was on the backing before.
+    pub wipe: Wipe,
     /// Where its key comes from.
     pub key: KeySource,
     /// Units that run only while the volume is there.

@@ -21,6 +21,8 @@ pub struct Findings {
     pub users: Option<String>,
     /// Whether this boot has formatted it already.
     pub formatted_this_boot: bool,
+    /// Whether its header says how far the zeroing came that a format was interrupted in.
+    pub wipe_begun: bool,
     /// How the backing compares with what the volume was before.
     pub standing: Standing,
     /// What there is to say of a backing made of several disks.
@@ -56,6 +58,8 @@ pub enum Deed {
     Format,
     /// Unlock what is there.
     Unlock,
+    /// Unlock what was interrupted while it was zeroed, and go on with that.
+    Resume,
     /// Activate the device that several disks make, and go by what is on it.
     Activate,
     /// Wait for the backing device.
@@ -113,8 +117,9 @@ pub fn forecast(volume: &Volume, findings: Findings) -> Forecast {
         Contents::Luks { ours: false, .. } => "it carries a LUKS header that was made elsewhere",
         Contents::Signature(_) | Contents::Unknown => "",
     };
-    match decide_opening(volume.lifecycle, &contents, findings.formatted_this_boot) {
+    match decide_opening(volume.lifecycle, &contents, findings.formatted_this_boot, findings.wipe_begun) {
         Ok(Opening::Format) => tell(Deed::Format, &format!("it is {}, and {why}", volume.lifecycle.as_str())),
+        Ok(Opening::Resume) => tell(Deed::Resume, "its last format was interrupted while it was zeroed"),
         Ok(Opening::Unlock) => tell(Deed::Unlock, &format!("it is {}, and {why}", volume.lifecycle.as_str())),
         Err(failure) => stop(Deed::Refuse, failure),
     }
@@ -141,6 +146,7 @@ mod tests {
             contents,
             users: None,
             formatted_this_boot: false,
+            wipe_begun: false,
             standing: Standing::FirstTime,
             disks: Disks::Settled,
         }
@@ -151,6 +157,7 @@ mod tests {
         let file = volume("persistent", "{ file = \"/srv/v.img\", size = \"64MiB\" }");
         let disk = volume("ephemeral", "{ device = \"/dev/disk/by-id/v\" }");
         let ours = Contents::Luks { ours: true, unfinished: false };
+        let interrupted = Contents::Luks { ours: true, unfinished: true };
         let busy = Findings { users: Some("is mounted on /srv".to_owned()), ..found(Some(ours.clone())) };
         let up = |mount| Findings { mapping: Link::Ours, mount, ..found(None) };
         let other = Link::Foreign("tmpfs".to_owned());
@@ -172,6 +179,8 @@ mod tests {
             (&disk, found(Some(ours.clone())), Deed::Format, None),
             (&disk, Findings { formatted_this_boot: true, ..found(Some(ours)) }, Deed::Unlock, None),
             (&file, Findings { standing: gone, ..found(None) }, Deed::Refuse, Some(Cause::HeaderGone)),
+            (&disk, Findings { wipe_begun: true, ..found(Some(interrupted.clone())) }, Deed::Resume, None),
+            (&disk, found(Some(interrupted)), Deed::Format, None),
             (&disk, with(missing), Deed::Wait, Some(Cause::BackingMissing)),
             (&disk, with(Disks::Makeable("two".to_owned())), Deed::Combine, None),
             (&disk, with(Disks::Inactive("two".to_owned())), Deed::Activate, None),

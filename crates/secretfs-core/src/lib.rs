@@ -11,5 +11,6 @@ pub mod key;
 pub mod machine;
 pub mod name;
 pub mod paths;
+pub mod progress;
 pub mod retry;
 pub mod units;

@@ -13,7 +13,7 @@ pub use self::event::{Action, Event, Exit, Story};
 pub use self::step::Step;
 use crate::cause::{Cause, Failure, Retry};
 use crate::chain::Link;
-use crate::config::{Filesystem, Lifecycle, Volume};
+use crate::config::{Filesystem, Lifecycle, Volume, Wipe};
 use crate::key::Kdf;
 use crate::retry::Schedule;
 
@@ -51,12 +51,15 @@ pub struct Machine {
     name: String,
     lifecycle: Lifecycle,
     filesystem: Filesystem,
+    wipe: Wipe,
     start_timeout: Duration,
     seed: u64,
     schedule: Schedule,
     aim: Aim,
     running: Option<Step>,
     opening: Opening,
+    /// How a format derives its key, once there is one.
+    kdf: Kdf,
     left: Left,
     /// Whether the volume was found running.
     adopted: bool,
@@ -75,12 +78,14 @@ impl Machine {
             name: volume.name.to_string(),
             lifecycle: volume.lifecycle,
             filesystem: volume.filesystem.clone(),
+            wipe: volume.wipe,
             start_timeout: volume.start_timeout,
             seed,
             schedule: Schedule::new(seed, volume.start_timeout),
             aim: Aim::Start,
             running: None,
             opening: Opening::Unlock,
+            kdf: Kdf::Argon2id,
             left: Left::default(),
             adopted: false,
             ready: false,
@@ -131,8 +136,16 @@ impl Machine {
             Event::Done(Step::Detach) => self.left.attached = false,
             _ => {}
         }
-        let ends = !matches!(event, Event::Begin | Event::Woke | Event::MountsChanged | Event::StopRequested);
-        if ends {
+        let goes_on = matches!(
+            event,
+            Event::Begin
+                | Event::Woke
+                | Event::MountsChanged
+                | Event::StopRequested
+                | Event::Wiping(_)
+                | Event::WipeEnded(_)
+        );
+        if !goes_on {
             self.running = None;
         }
     }
@@ -167,8 +180,8 @@ impl Machine {
             Event::Surveyed { .. } => self.run_saying(Step::Guard),
             Event::Done(Step::Guard) if self.left.mapped => self.run_saying(Step::Inspect),
             Event::Done(Step::Guard) => self.run_saying(Step::Attach),
-            Event::Attached { contents, formatted_this_boot } => {
-                match decide_opening(self.lifecycle, &contents, formatted_this_boot) {
+            Event::Attached { contents, formatted_this_boot, wipe_begun } => {
+                match decide_opening(self.lifecycle, &contents, formatted_this_boot, wipe_begun) {
                     Ok(opening) => {
                         self.opening = opening;
                         self.run_saying(Step::FetchKey)
@@ -176,10 +189,13 @@ impl Machine {
                     Err(failure) => self.on_failure(now, Step::Attach, failure),
                 }
             }
-            Event::KeyFetched { form, length } => match self.opening {
-                Opening::Format => self.run_saying(Step::Format(Kdf::for_key(form, length))),
-                Opening::Unlock => self.run_saying(Step::Unlock),
-            },
+            Event::KeyFetched { form, length } => {
+                self.kdf = Kdf::for_key(form, length);
+                match self.opening {
+                    Opening::Format => self.run_saying(Step::Format(self.kdf)),
+                    Opening::Unlock | Opening::Resume => self.run_saying(Step::Unlock),
+                }
+            }
             Event::Done(Step::Format(_)) => {
                 let mut actions = vec![Action::Tell(Story::Formatted)];
                 actions.extend(self.run_saying(Step::Unlock));
@@ -190,14 +206,26 @@ impl Machine {
                 actions.extend(self.run_saying(Step::Inspect));
                 actions
             }
+            Event::Inspected { wipe_due: true, .. } => self.run_saying(Step::Wipe),
+            Event::Wiping(progress) => vec![Action::Status(format!("Zeroing the volume: {progress}"))],
+            Event::Done(Step::Wipe) => self.run_saying(Step::Inspect),
+            // The key was changed since; nothing was ever stored under the old one.
+            Event::Failed(Step::Unlock, failure)
+                if self.opening == Opening::Resume && failure.cause == Cause::WrongKey =>
+            {
+                self.opening = Opening::Format;
+                self.run_saying(Step::Format(self.kdf))
+            }
             // mkfs was interrupted, or finished and not noted: nobody has used it, and all of it is made anew.
-            Event::Inspected { unfinished: true, contents: Contents::Signature(_) } => self.run_saying(Step::Close),
+            Event::Inspected { unfinished: true, contents: Contents::Signature(_), .. } => self.run_saying(Step::Close),
             Event::Done(Step::Close) => self.run_saying(Step::Survey),
             Event::Inspected { unfinished: true, .. } => self.run_saying(Step::MakeFilesystem),
-            Event::Inspected { contents, .. } => match decide::check_filesystem(self.filesystem.kind, &contents) {
-                Ok(()) => self.run_saying(Step::Mount),
-                Err(failure) => self.on_failure(now, Step::Inspect, failure),
-            },
+            Event::Inspected { contents, unfinished: false, .. } => {
+                match decide::check_filesystem(self.filesystem.kind, &contents) {
+                    Ok(()) => self.run_saying(Step::Mount),
+                    Err(failure) => self.on_failure(now, Step::Inspect, failure),
+                }
+            }
             Event::Done(Step::MakeFilesystem) => self.run_saying(Step::FinishFormat),
             Event::Done(Step::FinishFormat) => self.run_saying(Step::Mount),
             Event::Done(Step::Mount) => self.run_saying(Step::Grow),
@@ -212,14 +240,20 @@ impl Machine {
     fn hold(&mut self) -> Vec<Action> {
         self.aim = Aim::Hold;
         self.ready = true;
-        let how = if self.adopted { "Taken over and verified" } else { "Mounted and verified" };
         let mut actions = vec![
-            Action::Status(format!("{how}; holding the volume")),
+            Action::Status(format!("{}; holding the volume", self.how())),
             Action::Ready,
             Action::Tell(Story::Ready { adopted: self.adopted }),
         ];
+        if matches!(self.wipe, Wipe::Zero { .. }) {
+            actions.push(Action::WipeFreeSpace);
+        }
         actions.extend(self.look_again());
         actions
+    }
+
+    fn how(&self) -> &'static str {
+        if self.adopted { "Taken over and verified" } else { "Mounted and verified" }
     }
 
     /// Verifies a held volume again, if the mounts changed since the last look.
@@ -242,6 +276,16 @@ impl Machine {
     fn on_hold_event(&mut self, event: Event) -> Vec<Action> {
         match event {
             Event::Done(Step::Verify) => self.look_again(),
+            Event::Wiping(progress) if self.aim == Aim::Hold => {
+                vec![Action::Status(format!("{}; holding the volume, zeroing its free space: {progress}", self.how()))]
+            }
+            Event::WipeEnded(result) if self.aim == Aim::Hold => {
+                let note = match result {
+                    Ok(()) => String::new(),
+                    Err(failure) => format!("; its free space is not zeroed: {failure}"),
+                };
+                vec![Action::Status(format!("{}; holding the volume{note}", self.how()))]
+            }
             Event::Failed(Step::Verify, failure) if self.aim == Aim::Hold => {
                 if failure.cause.retry() == Retry::Transient {
                     // Reading the chain failed, which says nothing of the chain; the next change looks again.
@@ -358,6 +402,7 @@ impl Machine {
                     Action::Exit(Exit::Permanent),
                 ]
             }
+            Event::Wiping(_) | Event::WipeEnded(_) => Vec::new(),
             // Whatever was under way when the stop came has ended, one way or the other.
             _ => self.take_down(exit),
         }

@@ -13,13 +13,15 @@ use secretfs_core::config::{Aws, Volume};
 use secretfs_core::key::{AuditTrail, FetchRequest};
 use secretfs_core::machine::{Action, Event, Exit, Machine, Step};
 use secretfs_core::name::VolumeName;
+use secretfs_core::progress::Progress;
 use secretfs_systemd::manager::{JobResult, Manager};
 use secretfs_systemd::notify::{Notifier, NotifyError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::worker::Worker;
-use crate::{config, fetch, mounts, steps, tell};
+use crate::{config, fetch, mounts, steps, tell, wipe};
 
 /// What `TimeoutStartSec=` is extended by beyond a step's own limit, for the daemon to say that it failed.
 const TIMEOUT_MARGIN: Duration = Duration::from_secs(20);
@@ -65,6 +67,12 @@ struct Daemon {
     key: Option<Arc<Passphrase>>,
     device: Option<DevicePath>,
     trail: AuditTrail,
+    /// How far the zeroing has come.
+    progress: watch::Sender<Option<Progress>>,
+    /// Ends the zeroing, before the volume is ready or beside it; nothing goes on after that but the way down.
+    cancel: wipe::Cancel,
+    /// The end of the zeroing beside a ready volume.
+    zeroing: Option<oneshot::Receiver<Result<(), Failure>>>,
 }
 
 /// Runs the volume `name` until systemd stops it or it fails.
@@ -108,6 +116,9 @@ impl Daemon {
             key: None,
             device: None,
             trail: AuditTrail::default(),
+            progress: watch::Sender::new(None),
+            cancel: wipe::Cancel::default(),
+            zeroing: None,
         };
         Ok((daemon, signals))
     }
@@ -121,6 +132,7 @@ impl Daemon {
         let beat = self.notifier.watchdog_interval().map_or(Duration::from_secs(20), |limit| limit / 2);
         let mut beat = interval(beat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut progress = self.progress.subscribe();
         let mut next = Some(Event::Begin);
         loop {
             let event = if let Some(event) = next.take() {
@@ -128,6 +140,13 @@ impl Daemon {
             } else {
                 tokio::select! {
                     ended = finish(&mut self.running) => self.take(ended),
+                    ended = zeroed(&mut self.zeroing) => Event::WipeEnded(ended),
+                    Some(progress) = come_so_far(&mut progress) => {
+                        if let Some(running) = self.running.as_ref().filter(|running| running.step == Step::Wipe) {
+                            say(&self.notifier.extend_timeout(running.step.limit() + TIMEOUT_MARGIN));
+                        }
+                        Event::Wiping(progress)
+                    }
                     () = sleep_or_never(self.wake) => {
                         self.wake = None;
                         Event::Woke
@@ -181,6 +200,7 @@ impl Daemon {
                 self.running = Some(self.start(step));
             }
             Action::Abandon => {
+                self.cancel.ask();
                 if let Some(running) = self.running.take_if(|running| running.abandonable) {
                     return Some(Turn::Event(Event::Abandoned(running.step)));
                 }
@@ -199,6 +219,7 @@ impl Daemon {
             Action::Ready => {
                 say(&self.notifier.ready());
             }
+            Action::WipeFreeSpace => self.zeroing = self.start_zeroing(),
             Action::Stopping => {
                 say(&self.notifier.stopping());
             }
@@ -215,7 +236,19 @@ impl Daemon {
         None
     }
 
-    fn start(&self, step: Step) -> Running {
+    /// Starts the zeroing of the free space on a thread of its own: the worker's has to be free for other steps.
+    fn start_zeroing(&self) -> Option<oneshot::Receiver<Result<(), Failure>>> {
+        let (volume, cancel, progress) = (Arc::clone(&self.volume), self.cancel.clone(), self.progress.clone());
+        match Worker::start() {
+            Ok(worker) => Some(worker.run(move || wipe::free_space(&volume, &cancel, &progress))),
+            Err(error) => {
+                tracing::warn!(volume = %self.volume.name, "its free space is not zeroed: no thread: {error}");
+                None
+            }
+        }
+    }
+
+    fn start(&mut self, step: Step) -> Running {
         let volume = Arc::clone(&self.volume);
         match step {
             Step::FetchKey => Running {
@@ -225,7 +258,8 @@ impl Daemon {
             },
             Step::Mount => Running { step, abandonable: true, future: Box::pin(mount(self.manager.clone(), volume)) },
             Step::Unmount => {
-                let future = unmount(self.manager.clone(), volume, self.worker.clone());
+                self.cancel.ask();
+                let future = unmount(self.manager.clone(), volume, self.worker.clone(), self.zeroing.take());
                 Running { step, abandonable: false, future: Box::pin(future) }
             }
             _ => self.start_blocking(step, volume),
@@ -236,6 +270,7 @@ impl Daemon {
     fn start_blocking(&self, step: Step, volume: Arc<Volume>) -> Running {
         let device = self.device.clone();
         let key = self.key.clone();
+        let (cancel, progress) = (self.cancel.clone(), self.progress.clone());
         let result = self.worker.run(move || match (step, device, key) {
             (Step::Survey, _, _) => steps::survey(&volume).map(Ended::from),
             (Step::Guard, _, _) => steps::guard(&volume).map(Ended::from),
@@ -245,6 +280,7 @@ impl Daemon {
             (Step::Format(kdf), Some(device), Some(key)) => steps::format(&volume, &device, kdf, &key).map(Ended::from),
             (Step::Unlock, Some(device), Some(key)) => steps::unlock(&volume, &device, &key).map(Ended::from),
             (Step::Inspect, _, _) => steps::inspect_mapping(&volume).map(Ended::from),
+            (Step::Wipe, _, _) => wipe::whole(&volume, &cancel, &progress).map(Ended::from),
             (Step::MakeFilesystem, _, _) => steps::make_filesystem(&volume).map(Ended::from),
             (Step::FinishFormat, _, _) => steps::finish_format(&volume).map(Ended::from),
             (Step::Grow, _, _) => Ok(steps::grow(&volume).into()),
@@ -298,7 +334,16 @@ async fn mount(manager: Manager, volume: Arc<Volume>) -> Ended {
     }
 }
 
-async fn unmount(manager: Manager, volume: Arc<Volume>, worker: Worker) -> Ended {
+async fn unmount(
+    manager: Manager,
+    volume: Arc<Volume>,
+    worker: Worker,
+    zeroing: Option<oneshot::Receiver<Result<(), Failure>>>,
+) -> Ended {
+    // It holds a file open there.
+    if let Some(zeroing) = zeroing {
+        let _ = zeroing.await;
+    }
     let unit = volume.mount.unit();
     let result = match manager.stop_unit(&unit, Step::Unmount.limit()).await {
         // A job can be done because systemd knew of no mount; what counts is the kernel's table.
@@ -324,6 +369,21 @@ async fn fail_waiting(manager: &Manager, name: &VolumeName) {
         let failure = error.failure();
         tracing::warn!(volume = %name, unit = %device, "what waits for {device} goes on waiting: {failure}");
     }
+}
+
+/// Waits for the end of the zeroing beside the volume, or for ever.
+async fn zeroed(zeroing: &mut Option<oneshot::Receiver<Result<(), Failure>>>) -> Result<(), Failure> {
+    let Some(receiver) = zeroing else { return future::pending().await };
+    let ended = receiver.await;
+    *zeroing = None;
+    ended.unwrap_or_else(|_| Err(Failure::new(Cause::Internal, "the zeroing panicked")))
+}
+
+/// Waits for the next word on how far the zeroing has come.
+async fn come_so_far(progress: &mut watch::Receiver<Option<Progress>>) -> Option<Progress> {
+    // The sender is the daemon's own.
+    progress.changed().await.ok()?;
+    *progress.borrow_and_update()
 }
 
 /// Waits for the step under way, or for ever.

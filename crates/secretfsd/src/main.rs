@@ -7,6 +7,7 @@ mod grow;
 mod mounts;
 mod steps;
 mod tell;
+mod wipe;
 mod worker;
 
 use std::process::ExitCode;

@@ -21,6 +21,8 @@ use secretfs_core::machine::{Contents, Event, Step};
 
 /// Looks at what is mapped and mounted under the volume's names.
 pub fn survey(volume: &Volume) -> Result<Event, Failure> {
+    // What a daemon that was killed left of it.
+    facts::note_progress(volume, None)?;
     let (mapping, mount) = facts::survey(volume)?;
     Ok(Event::Surveyed { mapping, mount })
 }
@@ -79,7 +81,8 @@ pub fn attach(volume: &Volume) -> Result<(DevicePath, Event), Failure> {
     let contents = contents(volume, &device)?;
     go_on(volume, &facts::standing(volume, Some(&device), &contents)?)?;
     let this_boot = contents.is_luks() && formatted_this_boot(volume, &device)?;
-    Ok((device, Event::Attached { contents, formatted_this_boot: this_boot }))
+    let wipe_begun = facts::wipe_begun(volume, &device, contents.is_unfinished())?;
+    Ok((device, Event::Attached { contents, formatted_this_boot: this_boot, wipe_begun }))
 }
 
 /// Whether the backing file, or the device that several disks make, is still to be made.
@@ -113,7 +116,8 @@ fn go_on(volume: &Volume, standing: &Standing) -> Result<(), Failure> {
 
 /// Makes a LUKS header that is marked as unfinished.
 pub fn format(volume: &Volume, device: &DevicePath, kdf: Kdf, key: &Passphrase) -> Result<Event, Failure> {
-    let options = FormatOptions { mapper: &volume.name.mapper(), kdf, sector_size: volume.luks.sector_size };
+    let options =
+        FormatOptions { mapper: &volume.name.mapper(), kdf, sector_size: volume.luks.sector_size, wipe: volume.wipe };
     luks::format(device, options, key).map_err(|error| error.failure())?;
     Ok(Event::Done(Step::Format(kdf)))
 }
@@ -128,10 +132,13 @@ pub fn unlock(volume: &Volume, device: &DevicePath, key: &Passphrase) -> Result<
 
 /// Looks at what is on the mapping, and whether the header says that a format was not finished.
 pub fn inspect_mapping(volume: &Volume) -> Result<Event, Failure> {
-    let contents = contents(volume, &mapped_device(volume)?)?;
-    let header = luks::header(&present_device(volume)?).map_err(|error| error.failure())?;
+    let backing = present_device(volume)?;
+    let header = luks::header(&backing).map_err(|error| error.failure())?;
     let unfinished = header.is_some_and(|header| header.is_interrupted(&volume.name.mapper()));
-    Ok(Event::Inspected { contents, unfinished })
+    let wipe_due = facts::wipe_begun(volume, &backing, unfinished)?;
+    // What was never written reads as noise.
+    let contents = if wipe_due { Contents::Unknown } else { contents(volume, &mapped_device(volume)?)? };
+    Ok(Event::Inspected { contents, unfinished, wipe_due })
 }
 
 /// Makes the file system on the mapping of an unfinished format.
@@ -232,7 +239,8 @@ pub fn present_device(volume: &Volume) -> Result<DevicePath, Failure> {
     backing_device(volume)?.ok_or_else(|| Failure::new(Cause::BackingMissing, volume.backing.to_string()))
 }
 
-fn mapped_device(volume: &Volume) -> Result<DevicePath, Failure> {
+/// The opened mapping, which has to be there.
+pub fn mapped_device(volume: &Volume) -> Result<DevicePath, Failure> {
     device::resolve(Path::new(&volume.name.mapper().device())).map_err(|error| error.failure())
 }
 

@@ -9,6 +9,7 @@ use crate::CryptError;
 use crate::device::{DeviceError, DevicePath};
 use crate::inspect::InspectError;
 use crate::mapping::MappingError;
+use crate::tool::ToolError;
 
 /// Why a device could not be formatted.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +45,15 @@ pub enum FormatError {
     /// It can't be told what is there.
     #[error(transparent)]
     Inspect(#[from] InspectError),
+    /// It does not take a discard.
+    #[error("cannot discard {device}")]
+    Discard {
+        /// The device.
+        device: DevicePath,
+        /// What blkdiscard said.
+        #[source]
+        source: ToolError,
+    },
     /// libcryptsetup refused.
     #[error("cannot make a LUKS2 header on {device}")]
     Library {
@@ -62,6 +72,7 @@ impl FormatError {
             Self::Occupied { .. } => Failure::new(Cause::ForeignSignature, crate::chain(self)),
             Self::Inspect(error) => error.failure(),
             Self::TooSmall { .. } | Self::Uneven { .. } => Failure::new(Cause::BackingMismatch, crate::chain(self)),
+            Self::Discard { .. } => Failure::new(Cause::DiscardFailed, crate::chain(self)),
             Self::Library { source, .. } => Failure::new(library(source), crate::chain(self)),
         }
     }

@@ -18,8 +18,12 @@ fn random_key() -> Passphrase {
 
 fn formatted(scratch: &Scratch) -> DevicePath {
     let device = scratch.device("volume", 64 * MIB);
-    format(&device, FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None }, &random_key())
-        .unwrap();
+    format(
+        &device,
+        FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe: Wipe::None },
+        &random_key(),
+    )
+    .unwrap();
     device
 }
 
@@ -82,8 +86,12 @@ fn the_mark_is_set_once_and_the_key_still_fits() {
 fn an_odd_size_gets_small_sectors() {
     let scratch = Scratch::new();
     let device = scratch.device("odd", 64 * MIB + 512);
-    format(&device, FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None }, &random_key())
-        .unwrap();
+    format(
+        &device,
+        FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe: Wipe::None },
+        &random_key(),
+    )
+    .unwrap();
     assert!(dump(&device).contains("sector: 512 [bytes]"), "{}", dump(&device));
 }
 
@@ -91,7 +99,12 @@ fn an_odd_size_gets_small_sectors() {
 fn a_sector_size_that_was_asked_for_counts() {
     let scratch = Scratch::new();
     let with = |device: &DevicePath, sector_size| {
-        let options = FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: Some(sector_size) };
+        let options = FormatOptions {
+            mapper: &mapper(),
+            kdf: Kdf::Pbkdf2Minimal,
+            sector_size: Some(sector_size),
+            wipe: Wipe::None,
+        };
         format(device, options, &random_key())
     };
     let even = scratch.device("even", 64 * MIB);
@@ -126,12 +139,16 @@ fn ours_is_formatted_anew_and_nothing_else_is() {
     let scratch = Scratch::new();
     let device = formatted(&scratch);
     let first = header(&device).unwrap().unwrap();
-    format(&device, FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None }, &random_key())
-        .unwrap();
+    format(
+        &device,
+        FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe: Wipe::None },
+        &random_key(),
+    )
+    .unwrap();
     assert_ne!(header(&device).unwrap().unwrap().uuid, first.uuid);
 
     let other = VolumeName::new("other").unwrap().mapper();
-    let options = FormatOptions { mapper: &other, kdf: Kdf::Pbkdf2Minimal, sector_size: None };
+    let options = FormatOptions { mapper: &other, kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe: Wipe::None };
     let refused = |device: &DevicePath| {
         let before = std::fs::read(device.as_path()).unwrap();
         let failure = format(device, options, &random_key()).unwrap_err().failure();
@@ -200,7 +217,7 @@ fn a_header_without_key_slot_is_told_from_a_wrong_key() {
 fn a_device_too_small_for_a_header_is_refused() {
     let scratch = Scratch::new();
     let device = scratch.device("small", MIB);
-    let options = FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None };
+    let options = FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe: Wipe::None };
     let failure = format(&device, options, &random_key()).unwrap_err().failure();
     let detail = format!("{device} has 1048576 bytes; a LUKS2 header alone takes 16777216");
     assert_eq!(failure, Failure::new(Cause::BackingMismatch, detail));
@@ -219,7 +236,12 @@ fn no_copy_of_the_key_stays_behind() {
     secret.unmask();
     let key = passphrase(secret.bytes());
     secret.mask();
-    format(&device, FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None }, &key).unwrap();
+    format(
+        &device,
+        FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe: Wipe::None },
+        &key,
+    )
+    .unwrap();
     test(&device, &key).unwrap();
     assert_eq!(secret.copies_in_memory(), 1);
     drop(key);
@@ -233,7 +255,8 @@ fn a_password_gets_argon2id() {
     let device = scratch.device("volume", 64 * MIB);
     let key = passphrase(b"correct horse");
     let clock = Instant::now();
-    format(&device, FormatOptions { mapper: &mapper(), kdf: Kdf::Argon2id, sector_size: None }, &key).unwrap();
+    format(&device, FormatOptions { mapper: &mapper(), kdf: Kdf::Argon2id, sector_size: None, wipe: Wipe::None }, &key)
+        .unwrap();
     eprintln!("argon2id: format {:?}", clock.elapsed());
     let clock = Instant::now();
     test(&device, &key).unwrap();
@@ -258,7 +281,7 @@ fn figures() {
         times.sort_unstable();
         times[5]
     };
-    let options = FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None };
+    let options = FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe: Wipe::None };
     eprintln!("format {:?}", median(Box::new(|| format(&device, options, &key).unwrap())));
     eprintln!("test {:?}", median(Box::new(|| test(&device, &key).unwrap())));
     eprintln!("header {:?}", median(Box::new(|| drop(header(&device).unwrap()))));
@@ -292,7 +315,12 @@ fn open_adopt_close() {
     assert_eq!(inspect::inspect(&device).unwrap(), Contents::Blank);
     let mapper = VolumeName::new(&format!("test-{}", std::process::id())).unwrap().mapper();
     let key = random_key();
-    format(&device, FormatOptions { mapper: &mapper, kdf: Kdf::Pbkdf2Minimal, sector_size: None }, &key).unwrap();
+    format(
+        &device,
+        FormatOptions { mapper: &mapper, kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe: Wipe::None },
+        &key,
+    )
+    .unwrap();
     let flags = OpenFlags { discard: true, ..OpenFlags::default() };
     assert_eq!(open(&device, &mapper, &key, flags).unwrap(), Outcome::Changed);
     assert_eq!(open(&device, &mapper, &key, flags).unwrap(), Outcome::Unchanged);
@@ -315,12 +343,17 @@ fn open_adopt_close() {
     backing::ensure(&other, 64 * MIB).unwrap();
     let (second, _) = loops::attach_loop(&other).unwrap();
     let _tidy_second = Tidy(second.clone());
-    format(&second, FormatOptions { mapper: &mapper, kdf: Kdf::Pbkdf2Minimal, sector_size: None }, &key).unwrap();
+    format(
+        &second,
+        FormatOptions { mapper: &mapper, kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe: Wipe::None },
+        &key,
+    )
+    .unwrap();
     let failure = open(&second, &mapper, &key, flags).unwrap_err().failure();
     assert_eq!(failure.cause, Cause::ChainBroken, "{failure}");
 
     // Held devices are neither formatted, nor detached, nor closed.
-    let options = FormatOptions { mapper: &mapper, kdf: Kdf::Pbkdf2Minimal, sector_size: None };
+    let options = FormatOptions { mapper: &mapper, kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe: Wipe::None };
     assert_eq!(format(&device, options, &key).unwrap_err().failure().cause, Cause::DeviceBusy);
     assert_eq!(loops::detach_loop(&device).unwrap_err().failure().cause, Cause::DeviceBusy);
     let held = std::fs::File::open(plain.as_path()).unwrap();
@@ -332,4 +365,33 @@ fn open_adopt_close() {
     for device in [device, second] {
         assert_eq!(loops::detach_loop(&device).unwrap(), Outcome::Changed);
     }
+}
+
+#[test]
+fn how_far_a_volume_is_zeroed_stands_in_its_header() {
+    let scratch = Scratch::new();
+    let device = scratch.device("volume", 64 * MIB);
+    let wipe = Wipe::Zero { before_ready: false };
+    let options = FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe };
+    format(&device, options, &random_key()).unwrap();
+    assert_eq!(zeroed(&device).unwrap(), Some(0));
+    note_zeroed(&device, Some(u64::MAX)).unwrap();
+    assert_eq!(zeroed(&device).unwrap(), Some(u64::MAX));
+    mark_complete(&device, &mapper()).unwrap();
+    assert_eq!(zeroed(&device).unwrap(), Some(u64::MAX));
+    note_zeroed(&device, None).unwrap();
+    note_zeroed(&device, None).unwrap();
+    assert_eq!(zeroed(&device).unwrap(), None);
+}
+
+#[test]
+fn what_can_not_be_discarded_is_not_formatted() {
+    let scratch = Scratch::new();
+    // blkdiscard takes block devices only.
+    let device = scratch.device("volume", 64 * MIB);
+    let options =
+        FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe: Wipe::Discard };
+    let failure = format(&device, options, &random_key()).unwrap_err().failure();
+    assert_eq!(failure.cause, Cause::DiscardFailed);
+    assert_eq!(header(&device).unwrap(), None);
 }

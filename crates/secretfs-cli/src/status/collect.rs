@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, SystemTime};
 
-use secretfs_block::volume::backing_device;
+use secretfs_block::volume::{backing_device, progress};
 use secretfs_block::{device, mapping};
 use secretfs_core::chain::{Mount, luks_uuid, parse_crypt_table, top_mount};
 use secretfs_core::config::{Config, Volume};
@@ -69,6 +69,7 @@ async fn begin(manager: &Manager, name: &VolumeName) -> Report {
         backing_device: None,
         key_source: None,
         usage: None,
+        zeroing: progress(name),
         errors: Vec::new(),
     }
 }

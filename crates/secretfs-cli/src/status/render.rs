@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use secretfs_core::progress::{size, span};
+
 use super::{Report, Usage};
 
 /// One paragraph for each volume at `now`, in seconds since the epoch, its labels aligned as `systemctl status` aligns them.
@@ -60,6 +62,7 @@ fn lines(report: &Report) -> Vec<(&'static str, String)> {
     add("Lifecycle", report.lifecycle.map(str::to_owned));
     add("Key", report.key_source.clone());
     add("Usage", report.usage.map(usage));
+    add("Zeroing", report.zeroing.map(|progress| progress.to_string()));
     add(
         "Unit",
         Some(match report.main_pid {
@@ -86,28 +89,10 @@ fn usage(usage: Usage) -> String {
     format!("{} of {} ({percent} %)", size(usage.used), size(usage.size))
 }
 
-/// A size in the largest binary unit that leaves a digit before the point.
-fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let power = (bytes.max(1).ilog2() / 10).min(4);
-    if power == 0 {
-        return format!("{bytes} B");
-    }
-    let tenths = (u128::from(bytes) * 10) >> (10 * power);
-    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[power as usize])
-}
-
-fn span(seconds: u64) -> String {
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7_200 => format!("{} min", seconds / 60),
-        7_200..172_800 => format!("{} h", seconds / 3_600),
-        _ => format!("{} days", seconds / 86_400),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use secretfs_core::progress::Progress;
+
     use super::*;
 
     fn ready() -> Report {
@@ -131,6 +116,7 @@ mod tests {
             backing_device: Some("/dev/loop0".to_owned()),
             key_source: Some("s3://bucket/object under alias/key".to_owned()),
             usage: Some(Usage { size: 2 << 30, used: 3 << 20, available: 1 << 30 }),
+            zeroing: Some(Progress { done: 1 << 29, total: 1 << 30, rate: 1 << 26 }),
             errors: Vec::new(),
         }
     }
@@ -147,6 +133,7 @@ mod tests {
    Lifecycle: ephemeral
          Key: s3://bucket/object under alias/key
        Usage: 3.0 MiB of 2.0 GiB (1 %)
+     Zeroing: 50 % of 1.0 GiB, 64.0 MiB/s, 8 s left
         Unit: secretfs@scratch.service (PID 42)
 ";
         assert_eq!(render(&[ready()], 1060, false), wanted);
@@ -165,6 +152,7 @@ mod tests {
             luks_uuid: None,
             backing_device: None,
             usage: None,
+            zeroing: None,
             main_pid: None,
             ..ready()
         };
@@ -177,13 +165,5 @@ mod tests {
         Unit: secretfs@scratch.service
 ";
         assert_eq!(render(&[report], 1060, false), wanted);
-    }
-
-    #[test]
-    fn sizes() {
-        assert_eq!(size(0), "0 B");
-        assert_eq!(size(1023), "1023 B");
-        assert_eq!(size(1536), "1.5 KiB");
-        assert_eq!(size(u64::MAX), "16777215.9 TiB");
     }
 }

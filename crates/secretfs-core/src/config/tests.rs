@@ -10,6 +10,8 @@ lifecycle = "ephemeral"
 backing = { file = "/var/lib/secretfs/scratch.img", size = "2GiB" }
 filesystem = { type = "xfs", label = "scratch", mkfs-options = ["-m", "reflink=0"], mount-options = ["noatime", "discard"], owner = "postgres", group = "26", mode = "0750" }
 luks = { discard = true, no-write-workqueue = true, sector-size = 512 }
+wipe = "zero"
+wipe-before-ready = true
 key = { source = "s3+kms", bucket = "b", object = "o", kms-key = "alias/k", context = { volume = "{volume}" } }
 consumers = ["postgresql.service"]
 start-timeout = "5min"
@@ -57,6 +59,7 @@ fn a_whole_volume() {
             root: RootDirectory { owner: Some("postgres".to_owned()), group: Some("26".to_owned()), mode: Some(0o750) },
         },
         luks: Luks { discard: true, no_read_workqueue: false, no_write_workqueue: true, sector_size: Some(512) },
+        wipe: Wipe::Zero { before_ready: true },
         key: KeySource::S3Kms {
             bucket: "b".to_owned(),
             object: "o".to_owned(),
@@ -87,7 +90,7 @@ fn one_bad_volume_leaves_the_others() {
     assert_eq!(refused.mount, Some(MountPoint::new("/mnt/bad").unwrap()));
     assert_eq!(refused.consumers, vec![UnitName::new("a.service").unwrap()]);
     assert!(!refused.auto);
-    assert_eq!(refused.errors[0].to_string(), "0.toml:16:1: volume.bad.lifecycel: there is no such key");
+    assert_eq!(refused.errors[0].to_string(), "0.toml:18:1: volume.bad.lifecycel: there is no such key");
     assert_eq!(refused.errors[0].hint.as_deref(), Some("did you mean `lifecycle`?"));
 }
 

@@ -52,6 +52,8 @@ pub(super) struct Volume {
     pub(super) backing: Option<Spanned<Backing>>,
     pub(super) filesystem: Option<Spanned<Filesystem>>,
     pub(super) luks: Option<Spanned<Luks>>,
+    pub(super) wipe: Option<Spanned<String>>,
+    pub(super) wipe_before_ready: Option<Spanned<bool>>,
     pub(super) key: Option<Spanned<Key>>,
     #[serde(default)]
     pub(super) consumers: Vec<Spanned<String>>,

@@ -22,6 +22,11 @@ pub enum Contents {
 }
 
 impl Contents {
+    /// Whether it is the header of a format of ours that was not finished.
+    pub fn is_unfinished(&self) -> bool {
+        matches!(self, Self::Luks { ours: true, unfinished: true })
+    }
+
     /// Whether it is a LUKS header.
     pub fn is_luks(&self) -> bool {
         matches!(self, Self::Luks { .. })
@@ -35,6 +40,8 @@ pub enum Opening {
     Format,
     /// With the header that is there.
     Unlock,
+    /// With the header of a format that was interrupted while the volume was zeroed, which then goes on.
+    Resume,
 }
 
 /// Decides whether a backing device is formatted, unlocked or refused.
@@ -45,8 +52,10 @@ pub fn decide_opening(
     lifecycle: Lifecycle,
     contents: &Contents,
     formatted_this_boot: bool,
+    wipe_begun: bool,
 ) -> Result<Opening, Failure> {
     match (lifecycle, contents) {
+        (_, Contents::Luks { ours: true, unfinished: true }) if wipe_begun => Ok(Opening::Resume),
         (_, Contents::Blank | Contents::Luks { ours: true, unfinished: true }) => Ok(Opening::Format),
         (Lifecycle::Persistent, Contents::Luks { .. }) => Ok(Opening::Unlock),
         (Lifecycle::Ephemeral, Contents::Luks { ours: true, .. }) if formatted_this_boot => Ok(Opening::Unlock),

@@ -6,6 +6,7 @@ use super::{Contents, Step};
 use crate::cause::Failure;
 use crate::chain::Link;
 use crate::key::KeyForm;
+use crate::progress::Progress;
 
 /// How the daemon ends; the numbers are from sysexits(3) and stand in secretfsd(8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +48,8 @@ pub enum Event {
         contents: Contents,
         /// Whether this boot has formatted it already.
         formatted_this_boot: bool,
+        /// Whether its header says how far the zeroing came that a format was interrupted in.
+        wipe_begun: bool,
     },
     /// [`Step::FetchKey`] is done: the daemon holds the key.
     KeyFetched {
@@ -61,7 +64,13 @@ pub enum Event {
         contents: Contents,
         /// Whether the header still carries the marker of an unfinished format.
         unfinished: bool,
+        /// Whether the mapping is to be zeroed before anything is made on it, and is not yet.
+        wipe_due: bool,
     },
+    /// How far the zeroing has come, before the volume is ready or beside it.
+    Wiping(Progress),
+    /// The zeroing of the free space beside a ready volume has ended.
+    WipeEnded(Result<(), Failure>),
     /// One of the steps without a result is done.
     Done(Step),
     /// A step failed.
@@ -91,6 +100,8 @@ pub enum Action {
     WakeAt(Duration),
     /// Say `READY=1`.
     Ready,
+    /// Zero the free space beside all else, if the header says that it is still to be done.
+    WipeFreeSpace,
     /// Say `STOPPING=1`.
     Stopping,
     /// Have systemd stop the volume's own unit, and so its consumers before it.

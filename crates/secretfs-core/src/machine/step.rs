@@ -22,6 +22,8 @@ pub enum Step {
     Unlock,
     /// Look at what is on the mapping.
     Inspect,
+    /// Write zeros through the whole mapping.
+    Wipe,
     /// Make the file system.
     MakeFilesystem,
     /// Take the mark of an unfinished format away.
@@ -53,6 +55,7 @@ impl Step {
             Self::Format(_) => "format",
             Self::Unlock => "unlock",
             Self::Inspect => "inspect",
+            Self::Wipe => "wipe",
             Self::MakeFilesystem => "make-filesystem",
             Self::FinishFormat => "finish-format",
             Self::Mount => "mount",
@@ -76,6 +79,7 @@ impl Step {
             Self::Format(Kdf::Argon2id) => "Formatting the backing device with LUKS2 (Argon2id takes seconds)",
             Self::Unlock => "Unlocking",
             Self::Inspect => "Looking at what the volume holds",
+            Self::Wipe => "Zeroing the volume",
             Self::MakeFilesystem => "Making the file system",
             Self::FinishFormat => "Finishing the format",
             Self::Mount => "Mounting",
@@ -94,7 +98,8 @@ impl Step {
         let seconds = match self {
             Self::Survey | Self::Guard | Self::Own | Self::Verify | Self::FinishFormat | Self::Detach => 30,
             // Inspection reads samples of the device, twice; a cold network disk takes milliseconds for each.
-            Self::Attach | Self::Inspect | Self::Close => 120,
+            // The wipe's is extended each time it tells how far it came.
+            Self::Attach | Self::Inspect | Self::Wipe | Self::Close => 120,
             // S3, KMS and the metadata service, with the SDK's own retries.
             Self::FetchKey => 60,
             // Argon2id first measures the machine, then uses up to a gigabyte of memory.

@@ -1,3 +1,5 @@
+mod wipe;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -40,7 +42,7 @@ fn nothing_there() -> Event {
 }
 
 fn attached(contents: Contents) -> Event {
-    Event::Attached { contents, formatted_this_boot: false }
+    Event::Attached { contents, formatted_this_boot: false, wipe_begun: false }
 }
 
 fn ours() -> Contents {
@@ -52,7 +54,7 @@ fn key() -> Event {
 }
 
 fn ext4(unfinished: bool) -> Event {
-    Event::Inspected { contents: Contents::Signature("ext4".to_owned()), unfinished }
+    Event::Inspected { contents: Contents::Signature("ext4".to_owned()), unfinished, wipe_due: false }
 }
 
 fn failed(step: Step, cause: Cause) -> Event {
@@ -133,7 +135,7 @@ fn a_blank_device_is_formatted_first() {
         key(),
         Event::Done(Step::Format(Kdf::Pbkdf2Minimal)),
         Event::Done(Step::Unlock),
-        Event::Inspected { contents: Contents::Blank, unfinished: true },
+        Event::Inspected { contents: Contents::Blank, unfinished: true, wipe_due: false },
         Event::Done(Step::MakeFilesystem),
         Event::Done(Step::FinishFormat),
     ];
@@ -343,13 +345,17 @@ fn a_change_during_a_look_is_looked_at() {
 fn openings() {
     use Lifecycle::{Ephemeral, Persistent};
     let luks = |ours, unfinished| Contents::Luks { ours, unfinished };
-    let opened = |lifecycle, contents, this_boot| decide_opening(lifecycle, &contents, this_boot).map_err(|f| f.cause);
+    let opened = |lifecycle, contents, this_boot| {
+        decide_opening(lifecycle, &contents, this_boot, false).map_err(|failure| failure.cause)
+    };
     for lifecycle in [Ephemeral, Persistent] {
         assert_eq!(opened(lifecycle, Contents::Blank, false), Ok(Opening::Format));
         assert_eq!(opened(lifecycle, luks(true, true), true), Ok(Opening::Format));
         let foreign = Contents::Signature("xfs".to_owned());
         assert_eq!(opened(lifecycle, foreign, false), Err(Cause::ForeignSignature));
         assert_eq!(opened(lifecycle, Contents::Unknown, false), Err(Cause::NotBlank));
+        assert_eq!(decide_opening(lifecycle, &luks(true, true), false, true), Ok(Opening::Resume));
+        assert!(decide_opening(lifecycle, &luks(false, true), false, true) != Ok(Opening::Resume));
     }
     assert_eq!(opened(Persistent, luks(true, false), false), Ok(Opening::Unlock));
     assert_eq!(opened(Persistent, luks(false, false), false), Ok(Opening::Unlock));
@@ -371,7 +377,7 @@ fn only_the_configured_file_system_will_do() {
 
 /// What may come of a step, chosen by `pick`.
 fn outcome(step: Step, pick: u8) -> Event {
-    let causes = [Cause::KmsAccessDenied, Cause::AwsUnreachable, Cause::MountLost, Cause::System];
+    let causes = [Cause::KmsAccessDenied, Cause::AwsUnreachable, Cause::MountLost, Cause::System, Cause::WrongKey];
     if pick.is_multiple_of(4) {
         return failed(step, causes[usize::from(pick / 4) % causes.len()]);
     }
@@ -382,8 +388,19 @@ fn outcome(step: Step, pick: u8) -> Event {
     };
     match step {
         Step::Survey => Event::Surveyed { mapping: link(pick / 4), mount: link(pick / 16) },
-        Step::Attach => attached(if pick.is_multiple_of(2) { Contents::Blank } else { ours() }),
+        Step::Attach => Event::Attached {
+            contents: match pick % 3 {
+                0 => Contents::Blank,
+                1 => ours(),
+                _ => Contents::Luks { ours: true, unfinished: true },
+            },
+            formatted_this_boot: false,
+            wipe_begun: pick.is_multiple_of(2),
+        },
         Step::FetchKey => key(),
+        Step::Inspect if pick.is_multiple_of(3) => {
+            Event::Inspected { contents: Contents::Unknown, unfinished: true, wipe_due: true }
+        }
         Step::Inspect => ext4(pick.is_multiple_of(2)),
         other => Event::Done(other),
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use toml::Spanned;
 
 use super::Checker;
-use crate::config::{Filesystem, FilesystemType, Luks, RootDirectory, written};
+use crate::config::{Filesystem, FilesystemType, Luks, RootDirectory, Wipe, written};
 
 /// The longest number of a user or group that is one: the last of 32 bits stands for "none" (chown(2)).
 const ID_MAX: u32 = u32::MAX - 1;
@@ -177,6 +177,32 @@ impl Checker<'_> {
             no_write_workqueue: written.no_write_workqueue.unwrap_or(false),
             sector_size,
         }
+    }
+
+    /// What a format does about what was there before.
+    pub(super) fn wipe(&mut self, written: &written::Volume, kind: Option<FilesystemType>) -> Wipe {
+        let before_ready = written.wipe_before_ready.as_ref();
+        let zero = Wipe::Zero { before_ready: before_ready.is_some_and(|before| *before.get_ref()) };
+        let known = [("none", Wipe::None), ("zero", zero), ("discard", Wipe::Discard)];
+        let wipe = self.one_of("wipe", written.wipe.as_ref(), Wipe::None, &known);
+        match (wipe, &written.wipe, before_ready) {
+            (Wipe::Zero { before_ready: false }, Some(text), _) if kind == Some(FilesystemType::Btrfs) => {
+                let message = "the free space of a btrfs can't be zeroed while it is in use";
+                let hint = "add: wipe-before-ready = true; a btrfs that is nearly full has no room for its metadata";
+                self.refuse("wipe", text.span(), message, hint);
+            }
+            (Wipe::None | Wipe::Discard, _, Some(before)) => {
+                let hint = "write wipe = \"zero\" beside it, or take it out: nothing else takes long";
+                self.refuse(
+                    "wipe-before-ready",
+                    before.span(),
+                    "there is nothing to do before the volume is ready",
+                    hint,
+                );
+            }
+            _ => {}
+        }
+        wipe
     }
 
     fn sector_size(&mut self, size: i64, span: Range<usize>) -> Option<u32> {
