@@ -32,9 +32,9 @@ fn kernel_name(rig: &Rig, serial: &str) -> Result<String> {
     Ok(names.trim().to_owned())
 }
 
-/// A checksum of every byte of the small disks that are there.
+/// A checksum of every byte of the two small disks.
 fn sums(rig: &Rig) -> Result<String> {
-    rig.vm.ok("sync; sha256sum /dev/disk/by-id/nvme-QEMU_NVMe_Ctrl_secretfs-disk-[cd]")
+    rig.vm.disk_sums(&[SERIAL_C, SERIAL_D])
 }
 
 /// Fails if LVM's device is left.
@@ -112,7 +112,8 @@ pub(super) fn missing_member(rig: &mut Rig) -> Result<()> {
     rig.vm.ok("grep kept /mnt/data/marker").map(|_| ())
 }
 
-/// What a disk may carry, how it comes there, and the causes for a persistent volume over this one disk and for all else.
+/// What a disk may carry, how it comes there, and the causes for a persistent volume over this one disk and for an
+/// ephemeral one in stripes.
 const FOREIGN: [(&str, &str, &str, &str); 7] = [
     ("ext4", "mkfs.ext4 -q -F $disk", "foreign-signature", "foreign-signature"),
     // A persistent volume is opened with whatever LUKS header is there: the recipe's volumes are.
@@ -146,25 +147,17 @@ const FOREIGN: [(&str, &str, &str, &str); 7] = [
 ];
 
 pub(super) fn foreign(rig: &mut Rig) -> Result<()> {
-    let volumes = |persistent, otherwise| {
-        let ephemeral = Volume { lifecycle: "ephemeral".into(), ..over_two() };
-        [
-            (over_one("persistent"), persistent),
-            (over_one("ephemeral"), otherwise),
-            (over_two(), otherwise),
-            (ephemeral, otherwise),
-        ]
-    };
-    for (what, make, persistent, otherwise) in FOREIGN {
+    let in_stripes = Volume { lifecycle: "ephemeral".into(), ..over_two() };
+    for (what, make, persistent, ephemeral) in FOREIGN {
         rig.vm.ok(&format!("blkdiscard --force --zeroout {DISK_C}; disk={DISK_C}; {make}; udevadm settle"))?;
         let before = sums(rig)?;
-        for (volume, cause) in volumes(persistent, otherwise) {
-            rig.configure(&[&volume])?;
+        for (volume, cause) in [(&over_one("persistent"), persistent), (&in_stripes, ephemeral)] {
+            rig.configure(&[volume])?;
             if cause != "wrong-key" {
                 let plan = rig.vm.fails("secretfs plan data")?;
                 ensure!(plan.contains("refuse to touch") && plan.contains(cause), "{what}: the plan is: {plan}");
             }
-            // Ten starts in an hour are the unit's limit.
+            // Ten starts in ten minutes are the unit's limit.
             rig.vm.ok("systemctl reset-failed secretfs@data || true")?;
             rig.vm.fails("systemctl start secretfs@data")?;
             rig.check_failed("secretfs@data.service", cause)?;

@@ -13,6 +13,7 @@ mod kernel;
 mod legacy;
 mod plan;
 mod volumes;
+mod wipe;
 
 use anyhow::Result;
 
@@ -41,6 +42,9 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "grow a file while the volume is in use, and at the next start", run: grow::file },
     Scenario { name: "grow a device while the volume is in use, and at the next start", run: grow::device },
     Scenario { name: "grow denied by KMS, grow to less: the volume goes on as it was", run: grow::refused },
+    Scenario { name: "wipe: zeroed before ready, goes on after a stop and a kill", run: wipe::before_ready },
+    Scenario { name: "wipe: free space zeroed beside a ready volume, a bar on a terminal", run: wipe::beside },
+    Scenario { name: "wipe: discarded at a format", run: wipe::discarded },
     Scenario { name: "consumer with Requires=+After=", run: consumers::requires_and_after },
     Scenario { name: "consumer with RequiresMountsFor= only", run: consumers::requires_mounts_for },
     Scenario { name: "consumer named in the configuration", run: consumers::named_in_configuration },

@@ -264,6 +264,14 @@ impl Machine {
         expect_success(&script, self.feed(&script, contents.as_ref())?).map(|_| ())
     }
 
+    /// Checksums of every byte of these disks, by what the host has in them.
+    pub(crate) fn disk_sums(&self, serials: &[&str]) -> Result<String> {
+        self.ok("sync")?;
+        let files = serials.iter().map(|serial| format!("{serial}.raw"));
+        let sums = capture(Command::new("sha256sum").current_dir(&self.directory).args(files))?;
+        Ok(sums)
+    }
+
     /// Reboots as an administrator does and waits until the new boot answers.
     pub(crate) fn reboot(&mut self) -> Result<()> {
         self.leave("systemctl reboot")?;

@@ -389,8 +389,7 @@ fn what_can_not_be_discarded_is_not_formatted() {
     let scratch = Scratch::new();
     // blkdiscard takes block devices only.
     let device = scratch.device("volume", 64 * MIB);
-    let options =
-        FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe: Wipe::Discard };
+    let options = FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe: Wipe::Discard };
     let failure = format(&device, options, &random_key()).unwrap_err().failure();
     assert_eq!(failure.cause, Cause::DiscardFailed);
     assert_eq!(header(&device).unwrap(), None);
