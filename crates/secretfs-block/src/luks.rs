@@ -11,7 +11,7 @@ use libcryptsetup_rs::{
 };
 use rustix::io::Errno;
 use secrecy::ExposeSecret;
-use secretfs_core::config::Wipe;
+use secretfs_core::config::{Integrity, Wipe};
 use secretfs_core::key::Kdf;
 use secretfs_core::name::MapperName;
 
@@ -36,6 +36,9 @@ pub const COMPLETE: &str = "secretfs";
 
 /// AES-256 in XTS mode takes two keys of 32 bytes.
 const VOLUME_KEY_BYTES: usize = 64;
+
+/// The volume key is longer by a key for the tags (cryptsetup(8), `--integrity hmac-sha256`).
+const HMAC_SHA256_KEY_BYTES: usize = 32;
 
 /// The encryption sector where the size of the device allows it: an eighth of the initialisation vectors, and what
 /// flash devices and page caches write anyway.
@@ -99,6 +102,8 @@ pub struct FormatOptions<'a> {
     pub kdf: Kdf,
     /// Bytes in one encryption sector; nothing for the largest that the size of the device allows.
     pub sector_size: Option<u32>,
+    /// What the tags of the sectors are made with, if they are to have any.
+    pub integrity: Option<Integrity>,
     /// What is done about what was on the device before; zeros are only noted to be due.
     pub wipe: Wipe,
 }
@@ -154,10 +159,14 @@ pub fn format(device: &DevicePath, options: FormatOptions<'_>, passphrase: &Pass
         tool::run("blkdiscard", &[device.as_str()])
             .map_err(|source| FormatError::Discard { device: device.clone(), source })?;
     }
+    let (integrity, tag_key_bytes) = match options.integrity {
+        Some(Integrity::HmacSha256) => (Some("hmac(sha256)".to_owned()), HMAC_SHA256_KEY_BYTES),
+        None => (None, 0),
+    };
     let formatted = cryptsetup::call(|| {
         let parameters = CryptParamsLuks2 {
             pbkdf: Some(pbkdf(options.kdf)?),
-            integrity: None,
+            integrity,
             integrity_params: None,
             data_alignment: 0,
             data_device: None,
@@ -171,7 +180,7 @@ pub fn format(device: &DevicePath, options: FormatOptions<'_>, passphrase: &Pass
             EncryptionFormat::Luks2,
             ("aes", "xts-plain64"),
             None,
-            Either::Right(VOLUME_KEY_BYTES),
+            Either::Right(VOLUME_KEY_BYTES + tag_key_bytes),
             Some(&mut parameters),
         )?;
         let key = passphrase.expose_secret();
@@ -223,6 +232,20 @@ pub fn open(
     Ok(Outcome::Changed)
 }
 
+/// Removes the dm-integrity device of a mapping that is not there itself: a crash while it was opened or closed leaves it,
+/// and the backing device in use by it.
+pub fn remove_orphan(mapper: &MapperName) -> Result<Outcome, CloseError> {
+    let name = mapping::integrity_name(mapper);
+    let ours = mapping::uuid(&name)?.is_some_and(|uuid| uuid.starts_with("CRYPT-INTEGRITY-") && uuid.ends_with(&name));
+    if !ours || mapping::find(mapper)?.is_some() {
+        return Ok(Outcome::Unchanged);
+    }
+    // One that is in use is not removed.
+    tool::run("dmsetup", &["remove", "--retry", &name])
+        .map_err(|source| CloseError::Orphan { mapper: mapper.clone(), source })?;
+    Ok(Outcome::Changed)
+}
+
 /// Tries the key without opening anything.
 pub fn test(device: &DevicePath, passphrase: &Passphrase) -> Result<(), OpenError> {
     header(device)?.ok_or_else(|| OpenError::NoHeader { device: device.clone() })?;
@@ -264,7 +287,7 @@ fn is_open(device: &DevicePath, mapper: &MapperName, facts: &LuksFacts) -> Resul
     let Some(nodes) = mapping::find(mapper)? else { return Ok(false) };
     let uuid = format!("CRYPT-LUKS{}-{}-{mapper}", facts.version, facts.uuid.replace('-', ""));
     let number = device::number(device).map_err(|source| OpenError::Device { source })?.to_string();
-    if nodes.uuid == uuid && nodes.slaves == [number.as_str()] {
+    if nodes.uuid == uuid && mapping::backing_number(mapper, &nodes)?.as_ref() == Some(&number) {
         return Ok(true);
     }
     let found = format!("{} over {}", nodes.uuid, nodes.slaves.join(" and "));

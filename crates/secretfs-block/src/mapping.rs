@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use secretfs_core::cause::{Cause, Failure};
-use secretfs_core::chain::Mapping;
+use secretfs_core::chain::{Integrity, Mapping};
 use secretfs_core::name::MapperName;
 
 use crate::device::names_in;
@@ -47,12 +47,14 @@ impl MappingError {
 
 /// Reads what is mapped under the name; nothing when nothing is.
 pub fn active(mapper: &MapperName) -> Result<Option<Mapping>, MappingError> {
-    let Some(Nodes { uuid, devno, .. }) = find(mapper)? else { return Ok(None) };
+    let Some(nodes) = find(mapper)? else { return Ok(None) };
+    let integrity = integrity_below(Path::new("/sys/block"), mapper, &nodes)?;
+    let Nodes { uuid, devno, .. } = nodes;
     // Never with --showkeys.
     match tool::run("dmsetup", &["table", mapper.as_str()]) {
         Ok(table) => {
             let btrfs = btrfs_devices(Path::new("/sys/fs/btrfs"), &devno);
-            Ok(Some(Mapping { devno, uuid, table: table.trim_end().to_owned(), btrfs }))
+            Ok(Some(Mapping { devno, uuid, table: table.trim_end().to_owned(), btrfs, integrity }))
         }
         // It may have been closed between the two looks.
         Err(_) if find(mapper)?.is_none() => Ok(None),
@@ -75,6 +77,29 @@ fn btrfs_devices(filesystems: &Path, devno: &str) -> Vec<String> {
         }
     }
     Vec::new()
+}
+
+/// The dm-integrity device that `nodes`, the mapping `mapper`, lies on: libcryptsetup calls it `MAPPER_dif`.
+fn integrity_below(block: &Path, mapper: &MapperName, nodes: &Nodes) -> Result<Option<Integrity>, MappingError> {
+    let below = find_below(block, &integrity_name(mapper))?;
+    Ok(below.filter(|below| nodes.slaves == [below.devno.as_str()]).and_then(|Nodes { uuid, devno, slaves }| {
+        let [backing] = <[String; 1]>::try_from(slaves).ok()?;
+        Some(Integrity { devno, uuid, backing })
+    }))
+}
+
+/// The name of the dm-integrity device below a mapping.
+pub(crate) fn integrity_name(mapper: &MapperName) -> String {
+    format!("{mapper}_dif")
+}
+
+/// The number of the one device that the mapping lies on, below any dm-integrity of its own.
+pub(crate) fn backing_number(mapper: &MapperName, nodes: &Nodes) -> Result<Option<String>, MappingError> {
+    Ok(match (integrity_below(Path::new("/sys/block"), mapper, nodes)?, nodes.slaves.as_slice()) {
+        (Some(integrity), _) => Some(integrity.backing),
+        (None, [backing]) => Some(backing.clone()),
+        (None, _) => None,
+    })
 }
 
 /// The device-mapper uuid of what is mapped under any name; nothing when nothing is.
@@ -149,6 +174,26 @@ mod tests {
         let mapper = VolumeName::new("data").unwrap().mapper();
         assert_eq!(find_below(&scratch.path(""), mapper.as_str()).unwrap(), None);
         assert_eq!(find_below(&scratch.path("none"), mapper.as_str()).unwrap(), None);
+    }
+
+    #[test]
+    fn an_integrity_device_is_seen_through() {
+        let scratch = Scratch::new();
+        put(&scratch, "dm-0/dm/name", "secretfs-scratch_dif\n");
+        put(&scratch, "dm-0/dm/uuid", "CRYPT-INTEGRITY-0123-secretfs-scratch_dif\n");
+        put(&scratch, "dm-0/dev", "254:0\n");
+        put(&scratch, "dm-0/slaves/loop0/dev", "7:0\n");
+        put(&scratch, "dm-1/dm/name", "secretfs-scratch\n");
+        put(&scratch, "dm-1/dm/uuid", "CRYPT-LUKS2-0123-secretfs-scratch\n");
+        put(&scratch, "dm-1/dev", "254:1\n");
+        put(&scratch, "dm-1/slaves/dm-0/dev", "254:0\n");
+        let mapper = VolumeName::new("scratch").unwrap().mapper();
+        let nodes = find_below(&scratch.path(""), mapper.as_str()).unwrap().unwrap();
+        let integrity = integrity_below(&scratch.path(""), &mapper, &nodes).unwrap().unwrap();
+        assert_eq!((integrity.devno.as_str(), integrity.backing.as_str()), ("254:0", "7:0"));
+        // One of that name that the mapping does not lie on is none of its own.
+        let nodes = Nodes { slaves: vec!["7:0".to_owned()], ..nodes };
+        assert_eq!(integrity_below(&scratch.path(""), &mapper, &nodes).unwrap(), None);
     }
 
     #[test]

@@ -215,10 +215,13 @@ pub fn detached_file(volume: &Volume, path: &Path) -> Result<(Option<Contents>, 
 /// Makes the backing file as large as it is configured, and its loop device with it.
 ///
 /// Only a file with a LUKS header is made larger; what to say of any other is [`backing::ensure`]'s business, and so is a
-/// file that is larger already. A device is as large as it is.
+/// file that is larger already. A device is as large as it is, and a volume with integrity tags stays as it is.
 pub fn grow_backing(volume: &Volume) -> Result<Outcome, Failure> {
     let Backing::File { path, size } = &volume.backing else { return Ok(Outcome::Unchanged) };
     let path = Path::new(path);
+    if volume.luks.integrity.is_some() {
+        return Ok(Outcome::Unchanged);
+    }
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_file() && (1..*size).contains(&metadata.len()) => {
             let header = luks::header(&DevicePath::at(path.to_string_lossy())).map_err(|error| error.failure())?;

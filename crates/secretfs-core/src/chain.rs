@@ -13,6 +13,19 @@ pub struct Mapping {
     pub table: String,
     /// The numbers of all the devices of the mounted btrfs that this is a device of; empty if there is none.
     pub btrfs: Vec<String>,
+    /// The dm-integrity device that it lies on, if it lies on one.
+    pub integrity: Option<Integrity>,
+}
+
+/// The dm-integrity device between a mapping and its backing, which libcryptsetup makes for a volume with integrity tags.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Integrity {
+    /// Its device number, `MAJOR:MINOR`.
+    pub devno: String,
+    /// Its device-mapper uuid.
+    pub uuid: String,
+    /// The number of the device below it.
+    pub backing: String,
 }
 
 /// What the volume's chain should be made of.
@@ -46,6 +59,8 @@ pub struct Encryption {
     pub key_bits: usize,
     /// Bytes in one encryption sector.
     pub sector_size: u32,
+    /// Whether each sector has a tag that tells a change of it.
+    pub authenticated: bool,
     /// The device below, `MAJOR:MINOR`.
     pub backing: String,
 }
@@ -189,11 +204,18 @@ fn check_mapping(expected: Expected<'_>, mapping: &Mapping) -> Result<Encryption
     if !(mapping.uuid.starts_with("CRYPT-LUKS") && named) {
         return Err(format!("{mapper} is not a LUKS mapping of this volume: its uuid is {:?}", mapping.uuid));
     }
-    let encryption = parse_crypt_table(&mapping.table)
+    let mut encryption = parse_crypt_table(&mapping.table)
         .ok_or_else(|| format!("{mapper} is not one dm-crypt target: its table is {:?}", mapping.table.trim()))?;
     // A volume that somebody else formatted may have any real cipher; `cipher_null` encrypts nothing.
     if encryption.cipher.contains("null") || encryption.key_bits < 128 {
         return Err(format!("{mapper} is mapped with the cipher {}", encryption.cipher));
+    }
+    if let Some(integrity) = mapping.integrity.as_ref().filter(|integrity| integrity.devno == encryption.backing) {
+        let same_header = luks_uuid(&integrity.uuid).is_some_and(|uuid| Some(uuid) == luks_uuid(&mapping.uuid));
+        if !(integrity.uuid.starts_with("CRYPT-INTEGRITY-") && same_header && encryption.authenticated) {
+            return Err(format!("{mapper} lies on an integrity device of another volume: {:?}", integrity.uuid));
+        }
+        encryption.backing.clone_from(&integrity.backing);
     }
     match expected.backing {
         Some(backing) if backing == encryption.backing => Ok(encryption),
@@ -225,7 +247,14 @@ pub fn parse_crypt_table(table: &str) -> Option<Encryption> {
         .iter()
         .find_map(|parameter| parameter.strip_prefix("sector_size:"))
         .map_or(Some(512), |size| size.parse().ok())?;
-    Some(Encryption { cipher: (*cipher).to_owned(), key_bits, sector_size, backing: (*device).to_owned() })
+    let authenticated = parameters.iter().any(|parameter| parameter.starts_with("integrity:"));
+    Some(Encryption {
+        cipher: (*cipher).to_owned(),
+        key_bits,
+        sector_size,
+        authenticated,
+        backing: (*device).to_owned(),
+    })
 }
 
 /// The LUKS uuid in a device-mapper uuid `CRYPT-LUKS2-UUID-NAME`, with its hyphens put back.
@@ -253,6 +282,23 @@ mod tests {
             table: "0 98304 crypt aes-xts-plain64 :64:logon:cryptsetup:0123-d0 0 7:0 32768 1 sector_size:4096\n"
                 .to_owned(),
             btrfs: Vec::new(),
+            integrity: None,
+        }
+    }
+
+    /// The same with integrity tags, as the kernel and libcryptsetup 2.6 show it.
+    fn tagged() -> Mapping {
+        Mapping {
+            table:
+                "0 98304 crypt capi:authenc(hmac(sha256),xts(aes))-plain64 :96:logon:cryptsetup:0123-d0 0 253:7 0 2 \
+                    integrity:32:aead sector_size:4096\n"
+                    .to_owned(),
+            integrity: Some(Integrity {
+                devno: "253:7".to_owned(),
+                uuid: "CRYPT-INTEGRITY-0123456789abcdef0123456789abcdef-secretfs-scratch_dif".to_owned(),
+                backing: "7:0".to_owned(),
+            }),
+            ..mapping()
         }
     }
 
@@ -269,10 +315,32 @@ mod tests {
             cipher: "aes-xts-plain64".to_owned(),
             key_bits: 512,
             sector_size: 4096,
+            authenticated: false,
             backing: "7:0".to_owned(),
         };
         let luks_uuid = "01234567-89ab-cdef-0123-456789abcdef".to_owned();
         assert_eq!(verified, Ok(Verified { encryption, luks_uuid, filesystem: "ext4".to_owned() }));
+    }
+
+    #[test]
+    fn integrity_tags_lie_between() {
+        let verified = with(Some("7:0"), |expected| verify(expected, MOUNTINFO, Some(&tagged()))).unwrap();
+        assert!(verified.encryption.authenticated);
+        assert_eq!((verified.encryption.key_bits, verified.encryption.backing.as_str()), (768, "7:0"));
+        let change = |change: fn(&mut Integrity)| {
+            let mut mapping = tagged();
+            mapping.integrity.iter_mut().for_each(change);
+            with(Some("7:0"), |expected| survey_mapping(expected, Some(&mapping)))
+        };
+        assert_eq!(change(|_| {}), Link::Ours);
+        for changed in [
+            change(|integrity| integrity.backing = "7:1".to_owned()),
+            change(|integrity| integrity.devno = "253:8".to_owned()),
+            change(|integrity| integrity.uuid = integrity.uuid.replace("0123", "4567")),
+            change(|integrity| integrity.uuid = integrity.uuid.replace("INTEGRITY", "LUKS2")),
+        ] {
+            assert!(matches!(changed, Link::Foreign(_)), "{changed:?}");
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 pub use self::error::{ConfigError, Place};
-pub use self::filesystem::{Filesystem, FilesystemType, Luks, RootDirectory};
+pub use self::filesystem::{Filesystem, FilesystemType, Integrity, Luks, RootDirectory};
 pub use self::matching::{DeviceMatch, Layout, Pattern};
 pub use self::wipe::Wipe;
 use crate::key::KeySource;

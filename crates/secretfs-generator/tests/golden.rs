@@ -55,6 +55,7 @@ roots! {
     example: "example",
     filesystem_options: "filesystem-options",
     impossible_names: "impossible-names",
+    integrity: "integrity",
     kernel_name: "kernel-name",
     matched: "match",
     nested_backing: "nested-backing",

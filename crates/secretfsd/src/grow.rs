@@ -4,7 +4,7 @@
 //! asked, and the daemon, which has no key any more, has nothing to do with it. What the daemon verifies does not change.
 
 use secretfs_block::{Outcome, luks, volume as facts};
-use secretfs_core::cause::{Failure, Retry};
+use secretfs_core::cause::{Cause, Failure, Retry};
 use secretfs_core::config::{Aws, Volume};
 use secretfs_core::machine::{Exit, Step};
 use secretfs_core::name::VolumeName;
@@ -39,7 +39,10 @@ pub async fn run(name: &VolumeName) -> Exit {
 /// The calls block, and nothing else waits in this process.
 async fn grow(volume: &Volume, aws: &Aws) -> Result<Outcome, Failure> {
     // Whatever else is mapped or mounted under the volume's names is not touched.
-    facts::verify(volume)?;
+    let verified = facts::verify(volume)?;
+    if verified.encryption.authenticated {
+        return Err(Failure::new(Cause::GrowFailed, "LUKS2 cannot resize a volume with integrity tags"));
+    }
     let backing = facts::grow_backing(volume)?;
     let mapping = grow_mapping(volume, aws).await?;
     let filesystem = steps::grow_filesystem(volume)?;

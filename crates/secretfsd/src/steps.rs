@@ -64,6 +64,7 @@ pub fn attach(volume: &Volume) -> Result<(DevicePath, Event), Failure> {
     {
         return Err(failure);
     }
+    luks::remove_orphan(&volume.name.mapper()).map_err(|error| error.failure())?;
     let device = match &volume.backing {
         Backing::File { path, size } => {
             facts::grow_backing(volume)?;
@@ -116,8 +117,9 @@ fn go_on(volume: &Volume, standing: &Standing) -> Result<(), Failure> {
 
 /// Makes a LUKS header that is marked as unfinished.
 pub fn format(volume: &Volume, device: &DevicePath, kdf: Kdf, key: &Passphrase) -> Result<Event, Failure> {
-    let options =
-        FormatOptions { mapper: &volume.name.mapper(), kdf, sector_size: volume.luks.sector_size, wipe: volume.wipe };
+    let Luks { sector_size, integrity, .. } = volume.luks;
+    let mapper = volume.name.mapper();
+    let options = FormatOptions { mapper: &mapper, kdf, sector_size, integrity, wipe: volume.wipe };
     luks::format(device, options, key).map_err(|error| error.failure())?;
     Ok(Event::Done(Step::Format(kdf)))
 }

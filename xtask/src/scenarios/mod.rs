@@ -44,6 +44,10 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "grow denied by KMS, grow to less: the volume goes on as it was", run: grow::refused },
     Scenario { name: "wipe: zeroed before ready, goes on after a stop and a kill", run: wipe::before_ready },
     Scenario { name: "wipe: free space zeroed beside a ready volume, a bar on a terminal", run: wipe::beside },
+    Scenario {
+        name: "integrity: tags made, kept through a kill and a crash, a changed sector is an error",
+        run: wipe::integrity,
+    },
     Scenario { name: "wipe: discarded at a format", run: wipe::discarded },
     Scenario { name: "consumer with Requires=+After=", run: consumers::requires_and_after },
     Scenario { name: "consumer with RequiresMountsFor= only", run: consumers::requires_mounts_for },

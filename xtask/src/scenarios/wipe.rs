@@ -38,8 +38,15 @@ fn zeros_per_mille(rig: &Rig, disk: &str) -> Result<u64> {
     counted.trim().parse().with_context(|| format!("not a number: {counted}"))
 }
 
+/// Lets the daemon write to the disk no faster than this, so that there is something to interrupt.
+fn slow_down(rig: &Rig, disk: &str, mib_per_second: u32) -> Result<()> {
+    let limit = format!("[Service]\nIOWriteBandwidthMax={disk} {mib_per_second}M\n");
+    rig.vm.put_file("/etc/systemd/system/secretfs@.service.d/rig-slow.conf", limit)
+}
+
 pub(super) fn before_ready(rig: &mut Rig) -> Result<()> {
     let volume = Volume { extra: "wipe = \"zero\"\nwipe-before-ready = true".into(), ..Volume::data(DISK_B) };
+    slow_down(rig, DISK_B, 16)?;
     rig.configure(&[&volume])?;
     rig.vm.ok("systemctl start --no-block secretfs@data")?;
     let first = wait_beyond(rig, 0)?;
@@ -82,6 +89,7 @@ pub(super) fn before_ready(rig: &mut Rig) -> Result<()> {
 
 pub(super) fn beside(rig: &mut Rig) -> Result<()> {
     let volume = Volume { extra: "wipe = \"zero\"".into(), ..Volume::data(DISK_A) };
+    slow_down(rig, DISK_A, 32)?;
     rig.configure(&[&volume])?;
     rig.vm.ok("systemctl start secretfs@data")?;
     volume.check_up(rig)?;
@@ -135,4 +143,59 @@ pub(super) fn discarded(rig: &mut Rig) -> Result<()> {
     let emptied = kib(rig)?;
     ensure!(full > 40 << 10 && emptied < 24 << 10, "the file took {full} KiB and takes {emptied} KiB");
     Ok(())
+}
+
+pub(super) fn integrity(rig: &mut Rig) -> Result<()> {
+    let volume = Volume {
+        name: "data".into(),
+        mount: "/mnt/data".into(),
+        lifecycle: "persistent".into(),
+        backing: r#"{ file = "/var/lib/secretfs/data.img", size = "56MiB" }"#.into(),
+        extra: "luks = { integrity = \"hmac-sha256\" }".into(),
+        ..Volume::scratch()
+    };
+    rig.configure(&[&volume])?;
+    rig.vm.ok("systemctl start secretfs@data")?;
+    let table = rig.vm.ok("dmsetup table secretfs-data")?;
+    ensure!(table.contains("authenc(hmac(sha256),xts(aes))") && table.contains("integrity:32:aead"), "{table}");
+    let status = rig.vm.ok("secretfs status data")?;
+    ensure!(status.contains("hmac(sha256)") && status.contains("data - ready"), "the status is:\n{status}");
+    // All of it can be read, so all of it was written.
+    rig.vm.ok("dd if=/dev/mapper/secretfs-data of=/dev/null bs=1M iflag=direct status=none")?;
+    rig.vm.ok("df --output=avail --block-size=1M /mnt/data | tail -1 | { read -r free; head --bytes=$((free - 2))M /dev/urandom > /mnt/data/kept; }")?;
+    let sum = rig.vm.ok("sha256sum /mnt/data/kept")?;
+
+    // The daemon that comes after one that was killed, and a second start, find it as it was.
+    rig.vm.ok("systemctl kill --kill-whom=main --signal=KILL secretfs@data")?;
+    rig.vm.wait_until(
+        "the daemon is back",
+        "systemctl is-active secretfs@data && journalctl --boot --unit secretfs@data | grep 'taken over'",
+        UP_LIMIT,
+    )?;
+    let refused = rig.vm.fails("secretfs grow data")?;
+    ensure!(refused.contains("did not grow"), "{refused}");
+    rig.vm.ok("systemctl restart secretfs@data")?;
+    ensure!(rig.vm.ok("sha256sum /mnt/data/kept")? == sum, "the data is not what it was");
+
+    // What a crash leaves between the two mappings.
+    rig.vm.ok("systemctl stop secretfs@data")?;
+    volume.check_gone(rig)?;
+    rig.vm.ok(
+        "disk=$(losetup --find --show /var/lib/secretfs/data.img)
+         printf '0 64 integrity %s 32768 32 J 1 block_size:4096' \"$disk\" > /run/rig-table
+         uuid=$(cryptsetup luksUUID \"$disk\" | tr --delete -)
+         sectors=$(od --address-radix=n --format=u8 --skip-bytes=$((16777216 + 16)) --read-bytes=8 \"$disk\" | tr --delete ' ')
+         sed --in-place \"s/^0 64/0 $sectors/\" /run/rig-table
+         dmsetup create secretfs-data_dif --uuid \"CRYPT-INTEGRITY-$uuid-secretfs-data_dif\" < /run/rig-table",
+    )?;
+    rig.vm.ok("systemctl start secretfs@data")?;
+    ensure!(rig.vm.ok("sha256sum /mnt/data/kept")? == sum, "the data is not what it was");
+
+    // A change behind the encryption's back is an error, never other data.
+    rig.vm.ok("systemctl stop secretfs@data
+         dd if=/dev/urandom of=/var/lib/secretfs/data.img bs=1M seek=46 count=4 conv=notrunc status=none
+         systemctl start secretfs@data")?;
+    let said = rig.vm.fails("sha256sum /mnt/data/kept")?;
+    ensure!(said.contains("Input/output error"), "{said}");
+    rig.vm.ok("journalctl --boot --dmesg --no-pager | grep 'INTEGRITY AEAD ERROR'").map(|_| ())
 }

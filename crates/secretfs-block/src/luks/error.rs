@@ -226,6 +226,15 @@ pub enum CloseError {
         #[source]
         source: CryptError,
     },
+    /// What a crash left below it could not be removed.
+    #[error("cannot remove the integrity device that is left of {mapper}")]
+    Orphan {
+        /// The mapping.
+        mapper: MapperName,
+        /// What dmsetup said.
+        #[source]
+        source: ToolError,
+    },
     /// libcryptsetup refused.
     #[error("cannot close {mapper}")]
     Library {
@@ -243,7 +252,7 @@ impl CloseError {
         let cause = match self {
             Self::Mapping(error) => return error.failure(),
             Self::NotCrypt { .. } => Cause::ChainBroken,
-            Self::Busy { .. } => Cause::DeviceBusy,
+            Self::Busy { .. } | Self::Orphan { .. } => Cause::DeviceBusy,
             Self::Library { source, .. } => library(source),
         };
         Failure::new(cause, crate::chain(self))

@@ -20,7 +20,13 @@ fn formatted(scratch: &Scratch) -> DevicePath {
     let device = scratch.device("volume", 64 * MIB);
     format(
         &device,
-        FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe: Wipe::None },
+        FormatOptions {
+            mapper: &mapper(),
+            kdf: Kdf::Pbkdf2Minimal,
+            sector_size: None,
+            integrity: None,
+            wipe: Wipe::None,
+        },
         &random_key(),
     )
     .unwrap();
@@ -88,7 +94,13 @@ fn an_odd_size_gets_small_sectors() {
     let device = scratch.device("odd", 64 * MIB + 512);
     format(
         &device,
-        FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe: Wipe::None },
+        FormatOptions {
+            mapper: &mapper(),
+            kdf: Kdf::Pbkdf2Minimal,
+            sector_size: None,
+            integrity: None,
+            wipe: Wipe::None,
+        },
         &random_key(),
     )
     .unwrap();
@@ -103,6 +115,7 @@ fn a_sector_size_that_was_asked_for_counts() {
             mapper: &mapper(),
             kdf: Kdf::Pbkdf2Minimal,
             sector_size: Some(sector_size),
+            integrity: None,
             wipe: Wipe::None,
         };
         format(device, options, &random_key())
@@ -141,14 +154,21 @@ fn ours_is_formatted_anew_and_nothing_else_is() {
     let first = header(&device).unwrap().unwrap();
     format(
         &device,
-        FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe: Wipe::None },
+        FormatOptions {
+            mapper: &mapper(),
+            kdf: Kdf::Pbkdf2Minimal,
+            sector_size: None,
+            integrity: None,
+            wipe: Wipe::None,
+        },
         &random_key(),
     )
     .unwrap();
     assert_ne!(header(&device).unwrap().unwrap().uuid, first.uuid);
 
     let other = VolumeName::new("other").unwrap().mapper();
-    let options = FormatOptions { mapper: &other, kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe: Wipe::None };
+    let options =
+        FormatOptions { mapper: &other, kdf: Kdf::Pbkdf2Minimal, sector_size: None, integrity: None, wipe: Wipe::None };
     let refused = |device: &DevicePath| {
         let before = std::fs::read(device.as_path()).unwrap();
         let failure = format(device, options, &random_key()).unwrap_err().failure();
@@ -217,7 +237,13 @@ fn a_header_without_key_slot_is_told_from_a_wrong_key() {
 fn a_device_too_small_for_a_header_is_refused() {
     let scratch = Scratch::new();
     let device = scratch.device("small", MIB);
-    let options = FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe: Wipe::None };
+    let options = FormatOptions {
+        mapper: &mapper(),
+        kdf: Kdf::Pbkdf2Minimal,
+        sector_size: None,
+        integrity: None,
+        wipe: Wipe::None,
+    };
     let failure = format(&device, options, &random_key()).unwrap_err().failure();
     let detail = format!("{device} has 1048576 bytes; a LUKS2 header alone takes 16777216");
     assert_eq!(failure, Failure::new(Cause::BackingMismatch, detail));
@@ -238,7 +264,13 @@ fn no_copy_of_the_key_stays_behind() {
     secret.mask();
     format(
         &device,
-        FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe: Wipe::None },
+        FormatOptions {
+            mapper: &mapper(),
+            kdf: Kdf::Pbkdf2Minimal,
+            sector_size: None,
+            integrity: None,
+            wipe: Wipe::None,
+        },
         &key,
     )
     .unwrap();
@@ -255,8 +287,12 @@ fn a_password_gets_argon2id() {
     let device = scratch.device("volume", 64 * MIB);
     let key = passphrase(b"correct horse");
     let clock = Instant::now();
-    format(&device, FormatOptions { mapper: &mapper(), kdf: Kdf::Argon2id, sector_size: None, wipe: Wipe::None }, &key)
-        .unwrap();
+    format(
+        &device,
+        FormatOptions { mapper: &mapper(), kdf: Kdf::Argon2id, sector_size: None, integrity: None, wipe: Wipe::None },
+        &key,
+    )
+    .unwrap();
     eprintln!("argon2id: format {:?}", clock.elapsed());
     let clock = Instant::now();
     test(&device, &key).unwrap();
@@ -281,7 +317,13 @@ fn figures() {
         times.sort_unstable();
         times[5]
     };
-    let options = FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe: Wipe::None };
+    let options = FormatOptions {
+        mapper: &mapper(),
+        kdf: Kdf::Pbkdf2Minimal,
+        sector_size: None,
+        integrity: None,
+        wipe: Wipe::None,
+    };
     eprintln!("format {:?}", median(Box::new(|| format(&device, options, &key).unwrap())));
     eprintln!("test {:?}", median(Box::new(|| test(&device, &key).unwrap())));
     eprintln!("header {:?}", median(Box::new(|| drop(header(&device).unwrap()))));
@@ -317,7 +359,13 @@ fn open_adopt_close() {
     let key = random_key();
     format(
         &device,
-        FormatOptions { mapper: &mapper, kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe: Wipe::None },
+        FormatOptions {
+            mapper: &mapper,
+            kdf: Kdf::Pbkdf2Minimal,
+            sector_size: None,
+            integrity: None,
+            wipe: Wipe::None,
+        },
         &key,
     )
     .unwrap();
@@ -345,7 +393,13 @@ fn open_adopt_close() {
     let _tidy_second = Tidy(second.clone());
     format(
         &second,
-        FormatOptions { mapper: &mapper, kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe: Wipe::None },
+        FormatOptions {
+            mapper: &mapper,
+            kdf: Kdf::Pbkdf2Minimal,
+            sector_size: None,
+            integrity: None,
+            wipe: Wipe::None,
+        },
         &key,
     )
     .unwrap();
@@ -353,7 +407,13 @@ fn open_adopt_close() {
     assert_eq!(failure.cause, Cause::ChainBroken, "{failure}");
 
     // Held devices are neither formatted, nor detached, nor closed.
-    let options = FormatOptions { mapper: &mapper, kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe: Wipe::None };
+    let options = FormatOptions {
+        mapper: &mapper,
+        kdf: Kdf::Pbkdf2Minimal,
+        sector_size: None,
+        integrity: None,
+        wipe: Wipe::None,
+    };
     assert_eq!(format(&device, options, &key).unwrap_err().failure().cause, Cause::DeviceBusy);
     assert_eq!(loops::detach_loop(&device).unwrap_err().failure().cause, Cause::DeviceBusy);
     let held = std::fs::File::open(plain.as_path()).unwrap();
@@ -372,7 +432,8 @@ fn how_far_a_volume_is_zeroed_stands_in_its_header() {
     let scratch = Scratch::new();
     let device = scratch.device("volume", 64 * MIB);
     let wipe = Wipe::Zero { before_ready: false };
-    let options = FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe };
+    let options =
+        FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None, integrity: None, wipe };
     format(&device, options, &random_key()).unwrap();
     assert_eq!(zeroed(&device).unwrap(), Some(0));
     note_zeroed(&device, Some(u64::MAX)).unwrap();
@@ -389,7 +450,13 @@ fn what_can_not_be_discarded_is_not_formatted() {
     let scratch = Scratch::new();
     // blkdiscard takes block devices only.
     let device = scratch.device("volume", 64 * MIB);
-    let options = FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None, wipe: Wipe::Discard };
+    let options = FormatOptions {
+        mapper: &mapper(),
+        kdf: Kdf::Pbkdf2Minimal,
+        sector_size: None,
+        integrity: None,
+        wipe: Wipe::Discard,
+    };
     let failure = format(&device, options, &random_key()).unwrap_err().failure();
     assert_eq!(failure.cause, Cause::DiscardFailed);
     assert_eq!(header(&device).unwrap(), None);

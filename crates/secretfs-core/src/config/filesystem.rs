@@ -76,4 +76,13 @@ pub struct Luks {
     pub no_write_workqueue: bool,
     /// Bytes in one encryption sector, for a format.
     pub sector_size: Option<u32>,
+    /// What tells a sector that was changed behind the encryption's back, for a format.
+    pub integrity: Option<Integrity>,
+}
+
+/// What the tags of the sectors are made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Integrity {
+    /// HMAC with SHA-256: 32 bytes for each sector.
+    HmacSha256,
 }

@@ -58,7 +58,13 @@ fn a_whole_volume() {
             mount_options: ["noatime", "discard"].map(str::to_owned).to_vec(),
             root: RootDirectory { owner: Some("postgres".to_owned()), group: Some("26".to_owned()), mode: Some(0o750) },
         },
-        luks: Luks { discard: true, no_read_workqueue: false, no_write_workqueue: true, sector_size: Some(512) },
+        luks: Luks {
+            discard: true,
+            no_read_workqueue: false,
+            no_write_workqueue: true,
+            sector_size: Some(512),
+            integrity: None,
+        },
         wipe: Wipe::Zero { before_ready: true },
         key: KeySource::S3Kms {
             bucket: "b".to_owned(),

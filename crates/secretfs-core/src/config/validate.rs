@@ -89,7 +89,7 @@ pub(super) fn volume(
     let backing = check.required("backing", example, written.backing.as_ref());
     let backing = backing.and_then(|backing| check.backing(backing, filesystem.unwrap_or(FilesystemType::Ext4)));
     let luks = check.luks(written.luks.as_ref());
-    let wipe = check.wipe(written, filesystem);
+    let wipe = check.wipe(written, filesystem, &luks);
     let filesystem = check.filesystem(filesystem, written.filesystem.as_ref(), &luks);
     let example = "{ source = \"s3+kms\", bucket = \"…\", object = \"…\", kms-key = \"alias/…\" }";
     let key = check.required("key", example, written.key.as_ref());

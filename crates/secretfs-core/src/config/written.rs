@@ -104,10 +104,11 @@ pub(super) struct Filesystem {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", expecting = "a table")]
 pub(super) struct Luks {
-    pub(super) discard: Option<bool>,
+    pub(super) discard: Option<Spanned<bool>>,
     pub(super) no_read_workqueue: Option<bool>,
     pub(super) no_write_workqueue: Option<bool>,
     pub(super) sector_size: Option<Spanned<i64>>,
+    pub(super) integrity: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Deserialize)]

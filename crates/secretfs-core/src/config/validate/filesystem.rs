@@ -5,7 +5,7 @@ use std::ops::Range;
 use toml::Spanned;
 
 use super::Checker;
-use crate::config::{Filesystem, FilesystemType, Luks, RootDirectory, Wipe, written};
+use crate::config::{Filesystem, FilesystemType, Integrity, Luks, RootDirectory, Wipe, written};
 
 /// The longest number of a user or group that is one: the last of 32 bits stands for "none" (chown(2)).
 const ID_MAX: u32 = u32::MAX - 1;
@@ -171,21 +171,49 @@ impl Checker<'_> {
     pub(super) fn luks(&mut self, written: Option<&Spanned<written::Luks>>) -> Luks {
         let Some(written) = written.map(Spanned::get_ref) else { return Luks::default() };
         let sector_size = written.sector_size.as_ref().and_then(|size| self.sector_size(*size.get_ref(), size.span()));
+        let known = [("hmac-sha256", Some(Integrity::HmacSha256))];
+        let integrity = self.one_of("luks.integrity", written.integrity.as_ref(), None, &known);
+        let discard = written.discard.as_ref().filter(|discard| *discard.get_ref());
+        if let Some(discard) = discard.filter(|_| integrity.is_some()) {
+            let hint = "take one of the two out: dm-crypt passes no discard on where sectors have tags";
+            self.refuse("luks.discard", discard.span(), "a volume with integrity tags can't discard", hint);
+        }
         Luks {
-            discard: written.discard.unwrap_or(false),
+            discard: discard.is_some(),
             no_read_workqueue: written.no_read_workqueue.unwrap_or(false),
             no_write_workqueue: written.no_write_workqueue.unwrap_or(false),
             sector_size,
+            integrity,
         }
     }
 
     /// What a format does about what was there before.
-    pub(super) fn wipe(&mut self, written: &written::Volume, kind: Option<FilesystemType>) -> Wipe {
+    pub(super) fn wipe(&mut self, written: &written::Volume, kind: Option<FilesystemType>, luks: &Luks) -> Wipe {
         let before_ready = written.wipe_before_ready.as_ref();
-        let zero = Wipe::Zero { before_ready: before_ready.is_some_and(|before| *before.get_ref()) };
+        // A sector without a tag can't be read, by nobody.
+        let (tags, default) = match luks.integrity {
+            Some(_) => (true, Wipe::Zero { before_ready: true }),
+            None => (false, Wipe::None),
+        };
+        let zero = Wipe::Zero { before_ready: before_ready.map_or(tags, |before| *before.get_ref()) };
         let known = [("none", Wipe::None), ("zero", zero), ("discard", Wipe::Discard)];
-        let wipe = self.one_of("wipe", written.wipe.as_ref(), Wipe::None, &known);
+        let wipe = self.one_of("wipe", written.wipe.as_ref(), default, &known);
+        let late = before_ready.filter(|before| !before.get_ref());
         match (wipe, &written.wipe, before_ready) {
+            (Wipe::None | Wipe::Discard, Some(text), _) if tags => {
+                let hint = "take it out: all of the volume is zeroed before it is ready, which makes the tags";
+                self.refuse("wipe", text.span(), "a volume with integrity tags has to be zeroed", hint);
+            }
+            (_, _, _) if tags && late.is_some() => {
+                let hint = "take it out: a sector that was never written has no tag, and can't be read";
+                let span = late.map(Spanned::span).unwrap_or_default();
+                self.refuse(
+                    "wipe-before-ready",
+                    span,
+                    "integrity tags have to be there before the volume is ready",
+                    hint,
+                );
+            }
             (Wipe::Zero { before_ready: false }, Some(text), _) if kind == Some(FilesystemType::Btrfs) => {
                 let message = "the free space of a btrfs can't be zeroed while it is in use";
                 let hint = "add: wipe-before-ready = true; a btrfs that is nearly full has no room for its metadata";
