@@ -1,5 +1,10 @@
-//! Reading back what is really mounted: mountinfo, then the mapping's uuid and table, then the backing device.
+//! Reading back what is really mounted or swapped to: mountinfo or swaps, then the mapping's uuid and table, then the
+//! backing device.
 
+mod swaps;
+
+pub use self::swaps::{Swap, parse_swaps};
+use crate::config::{FilesystemType, Target};
 use crate::name::{MapperName, MountPoint};
 
 /// A device-mapper device as the kernel tells it.
@@ -18,12 +23,21 @@ pub struct Mapping {
 /// What the volume's chain should be made of.
 #[derive(Debug, Clone, Copy)]
 pub struct Expected<'a> {
-    /// Where the file system is mounted.
-    pub mount: &'a MountPoint,
+    /// Where it is used.
+    pub target: &'a Target,
     /// The mapping's name.
     pub mapper: &'a MapperName,
     /// Device number of the backing device, `MAJOR:MINOR`; none if it is not attached.
     pub backing: Option<&'a str>,
+}
+
+/// What the kernel says is in use.
+#[derive(Debug, Clone, Copy)]
+pub struct InUse<'a> {
+    /// The text of a mountinfo file.
+    pub mountinfo: &'a str,
+    /// The lines of `/proc/swaps`.
+    pub swaps: &'a [Swap],
 }
 
 /// One part of a chain.
@@ -57,7 +71,7 @@ pub struct Verified {
     pub encryption: Encryption,
     /// The LUKS uuid, in its usual form.
     pub luks_uuid: String,
-    /// The type of the mounted file system.
+    /// The type of the mounted file system, or `swap`.
     pub filesystem: String,
 }
 
@@ -67,6 +81,9 @@ pub enum ChainFault {
     /// Nothing is mounted on the mount point.
     #[error("nothing is mounted on {0}")]
     NotMounted(MountPoint),
+    /// It is not among the kernel's swap space.
+    #[error("{} is not in use as swap space", .0.device())]
+    NotSwappedTo(MapperName),
     /// Something is there that is not the volume's.
     #[error("{0}")]
     Foreign(String),
@@ -148,39 +165,68 @@ pub fn survey_mapping(expected: Expected<'_>, mapping: Option<&Mapping>) -> Link
     }
 }
 
-/// Tells of what is on the volume's mount point whether it is the volume's.
-pub fn survey_mount(expected: Expected<'_>, mountinfo: &str, mapping: Option<&Mapping>) -> Link {
-    match top_mount(mountinfo, expected.mount) {
+/// Tells of what is on the volume's mount point whether it is the volume's; and of swap space whether it is in use.
+pub fn survey_mount(expected: Expected<'_>, in_use: InUse<'_>, mapping: Option<&Mapping>) -> Link {
+    let mount_point = match expected.target {
+        Target::Mount(mount_point) => mount_point,
+        // No other device can be in its place: swap space has no place.
+        Target::Swap if is_swapped_to(in_use, mapping) => return Link::Ours,
+        Target::Swap => return Link::Absent,
+    };
+    match top_mount(in_use.mountinfo, mount_point) {
         None => Link::Absent,
         Some(mount) if mapping.is_some_and(|mapping| mount.is_on(expected.mapper, mapping)) => Link::Ours,
         Some(mount) => {
-            Link::Foreign(format!("{} of device {} is mounted on {}", mount.filesystem, mount.devno, expected.mount))
+            Link::Foreign(format!("{} of device {} is mounted on {mount_point}", mount.filesystem, mount.devno))
         }
     }
 }
 
+fn is_swapped_to(in_use: InUse<'_>, mapping: Option<&Mapping>) -> bool {
+    mapping.is_some_and(|mapping| in_use.swaps.iter().any(|swap| swap.devno.as_ref() == Some(&mapping.devno)))
+}
+
 /// Verifies the whole chain from what was read back.
-pub fn verify(expected: Expected<'_>, mountinfo: &str, mapping: Option<&Mapping>) -> Result<Verified, ChainFault> {
-    let mount = top_mount(mountinfo, expected.mount).ok_or_else(|| ChainFault::NotMounted(expected.mount.clone()))?;
-    let mapping = mapping.ok_or_else(|| ChainFault::Foreign(format!("there is no mapping {}", expected.mapper)))?;
-    if !mount.is_on(expected.mapper, mapping) {
-        let why = format!(
-            "device {} is mounted on {}, not {} ({})",
-            mount.devno, expected.mount, expected.mapper, mapping.devno
-        );
+pub fn verify(expected: Expected<'_>, in_use: InUse<'_>, mapping: Option<&Mapping>) -> Result<Verified, ChainFault> {
+    let no_mapping = || ChainFault::Foreign(format!("there is no mapping {}", expected.mapper));
+    let (mapping, filesystem) = match expected.target {
+        Target::Mount(mount_point) => {
+            let mount = top_mount(in_use.mountinfo, mount_point);
+            let mount = mount.ok_or_else(|| ChainFault::NotMounted(mount_point.clone()))?;
+            let mapping = mapping.ok_or_else(no_mapping)?;
+            check_mount(expected.mapper, mount_point, &mount, mapping)?;
+            (mapping, mount.filesystem)
+        }
+        Target::Swap if !is_swapped_to(in_use, mapping) => {
+            return Err(ChainFault::NotSwappedTo(expected.mapper.clone()));
+        }
+        Target::Swap => (mapping.ok_or_else(no_mapping)?, FilesystemType::Swap.as_str().to_owned()),
+    };
+    let encryption = check_mapping(expected, mapping).map_err(ChainFault::Foreign)?;
+    let luks_uuid = luks_uuid(&mapping.uuid).unwrap_or_default();
+    Ok(Verified { encryption, luks_uuid, filesystem })
+}
+
+/// Checks that `mount` is all of the file system on `mapping`, and that this has no other device.
+fn check_mount(
+    mapper: &MapperName,
+    mount_point: &MountPoint,
+    mount: &Mount,
+    mapping: &Mapping,
+) -> Result<(), ChainFault> {
+    if !mount.is_on(mapper, mapping) {
+        let why = format!("device {} is mounted on {mount_point}, not {mapper} ({})", mount.devno, mapping.devno);
         return Err(ChainFault::Foreign(why));
     }
     if mapping.btrfs.len() > 1 {
         let devices = mapping.btrfs.join(", ");
-        return Err(ChainFault::Foreign(format!("the btrfs of {} lies on more devices: {devices}", expected.mapper)));
+        return Err(ChainFault::Foreign(format!("the btrfs of {mapper} lies on more devices: {devices}")));
     }
     if mount.root != "/" {
-        let why = format!("only the directory {} of the volume is mounted on {}", mount.root, expected.mount);
+        let why = format!("only the directory {} of the volume is mounted on {mount_point}", mount.root);
         return Err(ChainFault::Foreign(why));
     }
-    let encryption = check_mapping(expected, mapping).map_err(ChainFault::Foreign)?;
-    let luks_uuid = luks_uuid(&mapping.uuid).unwrap_or_default();
-    Ok(Verified { encryption, luks_uuid, filesystem: mount.filesystem })
+    Ok(())
 }
 
 fn check_mapping(expected: Expected<'_>, mapping: &Mapping) -> Result<Encryption, String> {
@@ -257,14 +303,18 @@ mod tests {
     }
 
     fn with<T>(backing: Option<&str>, run: impl FnOnce(Expected<'_>) -> T) -> T {
-        let mount = MountPoint::new("/mnt/secretfs").unwrap();
+        let target = Target::Mount(MountPoint::new("/mnt/secretfs").unwrap());
         let mapper = VolumeName::new("scratch").unwrap().mapper();
-        run(Expected { mount: &mount, mapper: &mapper, backing })
+        run(Expected { target: &target, mapper: &mapper, backing })
+    }
+
+    fn mounted(mountinfo: &str) -> InUse<'_> {
+        InUse { mountinfo, swaps: &[] }
     }
 
     #[test]
     fn a_whole_chain() {
-        let verified = with(Some("7:0"), |expected| verify(expected, MOUNTINFO, Some(&mapping())));
+        let verified = with(Some("7:0"), |expected| verify(expected, mounted(MOUNTINFO), Some(&mapping())));
         let encryption = Encryption {
             cipher: "aes-xts-plain64".to_owned(),
             key_bits: 512,
@@ -281,8 +331,9 @@ mod tests {
             let mountinfo = format!("40 22 0:45 / /mnt/secretfs rw - btrfs {source} rw\n");
             for (members, whole) in [(vec!["253:0"], true), (vec![], false), (vec!["253:0", "8:0"], false)] {
                 let mapping = Mapping { btrfs: members.iter().map(|&member| member.to_owned()).collect(), ..mapping() };
-                let ours = with(Some("7:0"), |expected| survey_mount(expected, &mountinfo, Some(&mapping)));
-                let verified = with(Some("7:0"), |expected| verify(expected, &mountinfo, Some(&mapping)));
+                let in_use = mounted(&mountinfo);
+                let ours = with(Some("7:0"), |expected| survey_mount(expected, in_use, Some(&mapping)));
+                let verified = with(Some("7:0"), |expected| verify(expected, in_use, Some(&mapping)));
                 let named = !source.ends_with(['1', '2']);
                 assert_eq!(ours == Link::Ours, named && !members.is_empty(), "{source} {members:?}");
                 assert_eq!(verified.is_ok(), named && whole, "{source} {members:?}: {verified:?}");
@@ -293,10 +344,10 @@ mod tests {
     #[test]
     fn a_missing_mount_is_told_from_a_wrong_one() {
         let root_only = MOUNTINFO.lines().next().unwrap();
-        let fault = with(Some("7:0"), |expected| verify(expected, root_only, Some(&mapping()))).unwrap_err();
+        let fault = with(Some("7:0"), |expected| verify(expected, mounted(root_only), Some(&mapping()))).unwrap_err();
         assert_eq!(fault.to_string(), "nothing is mounted on /mnt/secretfs");
         let over = format!("{MOUNTINFO}50 40 0:50 / /mnt/secretfs rw - tmpfs tmpfs rw\n");
-        let fault = with(Some("7:0"), |expected| verify(expected, &over, Some(&mapping()))).unwrap_err();
+        let fault = with(Some("7:0"), |expected| verify(expected, mounted(&over), Some(&mapping()))).unwrap_err();
         assert!(matches!(fault, ChainFault::Foreign(_)), "{fault}");
     }
 
@@ -312,7 +363,8 @@ mod tests {
         for (what, mapping) in wrong {
             let link = with(Some("7:0"), |expected| survey_mapping(expected, Some(&mapping)));
             assert!(matches!(link, Link::Foreign(_)), "{what}: {link:?}");
-            assert!(with(Some("7:0"), |expected| verify(expected, MOUNTINFO, Some(&mapping))).is_err(), "{what}");
+            let verified = with(Some("7:0"), |expected| verify(expected, mounted(MOUNTINFO), Some(&mapping)));
+            assert!(verified.is_err(), "{what}");
         }
         assert!(matches!(with(None, |expected| survey_mapping(expected, Some(&mapping()))), Link::Foreign(_)));
     }
@@ -322,10 +374,36 @@ mod tests {
         with(Some("7:0"), |expected| {
             assert_eq!(survey_mapping(expected, None), Link::Absent);
             assert_eq!(survey_mapping(expected, Some(&mapping())), Link::Ours);
-            assert_eq!(survey_mount(expected, MOUNTINFO, Some(&mapping())), Link::Ours);
-            assert_eq!(survey_mount(expected, "", Some(&mapping())), Link::Absent);
-            assert!(matches!(survey_mount(expected, MOUNTINFO, None), Link::Foreign(_)));
+            assert_eq!(survey_mount(expected, mounted(MOUNTINFO), Some(&mapping())), Link::Ours);
+            assert_eq!(survey_mount(expected, mounted(""), Some(&mapping())), Link::Absent);
+            assert!(matches!(survey_mount(expected, mounted(MOUNTINFO), None), Link::Foreign(_)));
         });
+    }
+
+    #[test]
+    fn swap_space_is_known_by_its_device() {
+        let mapper = VolumeName::new("scratch").unwrap().mapper();
+        let expected = Expected { target: &Target::Swap, mapper: &mapper, backing: Some("7:0") };
+        let text = "Filename Type Size Used Priority\n/dev/dm-0 partition 65532 0 -2\n";
+        let lost = ChainFault::NotSwappedTo(mapper.clone());
+        for (devno, link) in [(Some("253:0"), Link::Ours), (Some("253:1"), Link::Absent), (None, Link::Absent)] {
+            let swaps = parse_swaps(text, |_| devno.map(str::to_owned));
+            // What is mounted is of no interest.
+            let in_use = InUse { mountinfo: MOUNTINFO, swaps: &swaps };
+            assert_eq!(survey_mount(expected, in_use, Some(&mapping())), link);
+            let verified = verify(expected, in_use, Some(&mapping())).map(|verified| verified.filesystem);
+            assert_eq!(
+                verified,
+                if link == Link::Ours { Ok("swap".to_owned()) } else { Err(lost.clone()) },
+                "{devno:?}"
+            );
+            assert_eq!(survey_mount(expected, in_use, None), Link::Absent);
+            assert_eq!(verify(expected, in_use, None), Err(lost.clone()));
+        }
+        let swaps = parse_swaps(text, |_| Some("253:0".to_owned()));
+        let null = Mapping { table: mapping().table.replace("aes-xts-plain64", "cipher_null-ecb"), ..mapping() };
+        let fault = verify(expected, InUse { mountinfo: "", swaps: &swaps }, Some(&null)).unwrap_err();
+        assert!(matches!(fault, ChainFault::Foreign(_)), "{fault}");
     }
 
     #[test]
@@ -345,6 +423,7 @@ mod tests {
         #[test]
         fn never_panics(text in "(?s).{0,120}") {
             let _ = parse_mountinfo(&text);
+            let _ = parse_swaps(&text, |_| None);
             let _ = parse_crypt_table(&text);
             let _ = luks_uuid(&text);
         }

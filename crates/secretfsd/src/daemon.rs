@@ -7,9 +7,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use secretfs_block::{DevicePath, Passphrase};
+use secretfs_block::{DevicePath, Passphrase, volume as facts};
 use secretfs_core::cause::{Cause, Failure};
-use secretfs_core::config::{Aws, Volume};
+use secretfs_core::config::{Aws, Target, Volume};
 use secretfs_core::key::{AuditTrail, FetchRequest};
 use secretfs_core::machine::{Action, Event, Exit, Machine, Step};
 use secretfs_core::name::VolumeName;
@@ -113,11 +113,11 @@ impl Daemon {
     }
 
     async fn run(mut self, mut signals: Signals) -> Exit {
-        let mut mounts = mounts::Watch::new();
+        let mut mounts = mounts::Watch::new(facts::table(&self.volume));
         if let Err(error) = &mounts {
             warn_unwatched(&self.volume.name, error);
         }
-        // Half the watchdog's time; also how often a held volume is looked at where the mounts can't be watched.
+        // Half the watchdog's time; also how often a held volume is looked at where the table can't be watched.
         let beat = self.notifier.watchdog_interval().map_or(Duration::from_secs(20), |limit| limit / 2);
         let mut beat = interval(beat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -283,11 +283,15 @@ async fn fetch_key(request: FetchRequest) -> Ended {
 }
 
 async fn mount(manager: Manager, volume: Arc<Volume>) -> Ended {
-    let unit = volume.mount.unit();
+    let unit = volume.unit();
     match manager.start_unit(&unit, Step::Mount.limit()).await {
         Ok(JobResult::Done) => Event::Done(Step::Mount).into(),
         Ok(result) => {
-            let failure = Failure::new(Cause::MountFailed, format!("the job of {unit} ended with: {result}"));
+            let cause = match volume.target {
+                Target::Mount(_) => Cause::MountFailed,
+                Target::Swap => Cause::SwapFailed,
+            };
+            let failure = Failure::new(cause, format!("the job of {unit} ended with: {result}"));
             Event::Failed(Step::Mount, failure).into()
         }
         // The configuration was changed, and systemd has not read the units that come of it.
@@ -299,16 +303,20 @@ async fn mount(manager: Manager, volume: Arc<Volume>) -> Ended {
 }
 
 async fn unmount(manager: Manager, volume: Arc<Volume>, worker: Worker) -> Ended {
-    let unit = volume.mount.unit();
+    let unit = volume.unit();
+    let (cause, state) = match volume.target {
+        Target::Mount(_) => (Cause::UnmountFailed, "mounted"),
+        Target::Swap => (Cause::SwapoffFailed, "in use"),
+    };
     let result = match manager.stop_unit(&unit, Step::Unmount.limit()).await {
         // A job can be done because systemd knew of no mount; what counts is the kernel's table.
         Ok(JobResult::Done) => match worker.run(move || steps::is_mounted(&volume)).await {
             Ok(Ok(false)) => Ok(()),
-            Ok(Ok(true)) => Err(Failure::new(Cause::UnmountFailed, format!("{unit} is stopped, yet it is mounted"))),
+            Ok(Ok(true)) => Err(Failure::new(cause, format!("{unit} is stopped, yet it is {state}"))),
             Ok(Err(failure)) => Err(failure),
-            Err(_) => Err(Failure::new(Cause::Internal, "the look at the mounts panicked")),
+            Err(_) => Err(Failure::new(Cause::Internal, "the look at the kernel's table panicked")),
         },
-        Ok(result) => Err(Failure::new(Cause::UnmountFailed, format!("the job of {unit} ended with: {result}"))),
+        Ok(result) => Err(Failure::new(cause, format!("the job of {unit} ended with: {result}"))),
         Err(error) => Err(error.failure()),
     };
     match result {
@@ -335,7 +343,7 @@ async fn finish(running: &mut Option<Running>) -> Ended {
 }
 
 fn warn_unwatched(name: &VolumeName, error: &io::Error) {
-    tracing::warn!(volume = %name, "the mounts cannot be watched, only looked at from time to time: {error}");
+    tracing::warn!(volume = %name, "the kernel's table cannot be watched, only looked at from time to time: {error}");
 }
 
 async fn sleep_or_never(until: Option<Instant>) {
