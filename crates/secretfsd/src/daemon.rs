@@ -12,7 +12,7 @@ use secretfs_core::cause::{Cause, Failure};
 use secretfs_core::config::{Aws, Target, Volume};
 use secretfs_core::key::{AuditTrail, FetchRequest};
 use secretfs_core::machine::{Action, Event, Exit, Machine, Step};
-use secretfs_core::name::VolumeName;
+use secretfs_core::name::{UnitName, VolumeName};
 use secretfs_systemd::manager::{JobResult, Manager};
 use secretfs_systemd::notify::{Notifier, NotifyError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -65,6 +65,8 @@ struct Daemon {
     key: Option<Arc<Passphrase>>,
     device: Option<DevicePath>,
     trail: AuditTrail,
+    /// Whether `READY=1` was said.
+    ready: bool,
 }
 
 /// Runs the volume `name` until systemd stops it or it fails.
@@ -108,6 +110,7 @@ impl Daemon {
             key: None,
             device: None,
             trail: AuditTrail::default(),
+            ready: false,
         };
         Ok((daemon, signals))
     }
@@ -197,6 +200,7 @@ impl Daemon {
                 self.wake = Some(at);
             }
             Action::Ready => {
+                self.ready = true;
                 say(&self.notifier.ready());
             }
             Action::Stopping => {
@@ -227,6 +231,10 @@ impl Daemon {
             Step::Unmount => {
                 let future = unmount(self.manager.clone(), volume, self.worker.clone());
                 Running { step, abandonable: false, future: Box::pin(future) }
+            }
+            Step::Verify if self.ready && volume.target == Target::Swap => {
+                let look = self.start_blocking(step, volume);
+                Running { future: Box::pin(forgive_shutdown(self.manager.clone(), look.future)), ..look }
             }
             _ => self.start_blocking(step, volume),
         }
@@ -323,6 +331,28 @@ async fn unmount(manager: Manager, volume: Arc<Volume>, worker: Worker) -> Ended
         Ok(()) => Event::Done(Step::Unmount).into(),
         Err(failure) => Event::Failed(Step::Unmount, failure).into(),
     }
+}
+
+/// Takes swap space that went away while the system goes down for no loss.
+///
+/// systemd has a unit for each name of the device, made from `/proc/swaps`, and these conflict with umount.target. To stop
+/// one is to stop them all (`swap_following_set` of systemd's `swap.c`), ours too, and before this service, which is
+/// stopped in a moment.
+async fn forgive_shutdown(manager: Manager, look: impl Future<Output = Ended>) -> Ended {
+    let ended = look.await;
+    match &ended.event {
+        Event::Failed(step, failure) if failure.cause == Cause::SwapLost && is_going_down(&manager).await => {
+            Event::Done(*step).into()
+        }
+        _ => ended,
+    }
+}
+
+/// Whether the system goes down; by what systemd itself tells it by.
+async fn is_going_down(manager: &Manager) -> bool {
+    let shutdown = UnitName::new("shutdown.target").expect("a unit name");
+    let facts = manager.unit_facts(&shutdown, ASK_LIMIT).await;
+    facts.is_ok_and(|facts| facts.is_active() || facts.job_pending)
 }
 
 /// Fails what waits for the volume's device, so that nobody waits for a volume that will not come.
