@@ -10,6 +10,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use secretfs_core::cause::{Cause, Failure};
+use secretfs_core::chain::{Swap, parse_swaps};
+
+/// The kernel's table of swap space (proc(5)).
+pub const SWAPS: &str = "/proc/swaps";
 
 /// The canonical path of a block device, such as `/dev/nvme1n1` or `/dev/loop0`.
 ///
@@ -189,8 +193,7 @@ pub fn facts(device: &DevicePath) -> Result<DeviceFacts, DeviceError> {
     let number = DeviceNumber::from_raw(file.metadata().map_err(ask)?.rdev());
     let sysfs = PathBuf::from(format!("/sys/dev/block/{number}"));
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").map_err(ask)?;
-    // There is no such file in a kernel without swap.
-    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let swaps = swaps().unwrap_or_default();
     // The kernel lets only one claim a block device: what is mounted, mapped or swapped to is claimed (open(2), O_EXCL).
     let claimed = match open(device, OFlags::EXCL) {
         Ok(_) => false,
@@ -206,7 +209,7 @@ pub fn facts(device: &DevicePath) -> Result<DeviceFacts, DeviceError> {
         holders: names_in(&sysfs.join("holders"), |_| true),
         partitions: names_in(&sysfs, |entry| entry.join("partition").exists()),
         mounts: mounts_of(&mountinfo, number),
-        swap: swap_files(&swaps).iter().any(|path| is_device(path, number)),
+        swap: swaps.iter().any(|swap| swap.devno.as_ref() == Some(&number.to_string())),
         claimed,
     })
 }
@@ -219,15 +222,22 @@ pub fn number(device: &DevicePath) -> Result<DeviceNumber, DeviceError> {
     }
 }
 
+/// The swap space that is in use; in a kernel without swap there is none.
+pub fn swaps() -> io::Result<Vec<Swap>> {
+    let text = match fs::read(SWAPS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        read => read?,
+    };
+    // A name that is no UTF-8 is a file's.
+    Ok(parse_swaps(&String::from_utf8_lossy(&text), |path| {
+        let metadata = fs::metadata(path).ok().filter(|metadata| metadata.file_type().is_block_device())?;
+        Some(DeviceNumber::from_raw(metadata.rdev()).to_string())
+    }))
+}
+
 /// Opens for reading. `O_NONBLOCK`: a path may have become a FIFO since it was looked at.
 pub(crate) fn open(device: &DevicePath, flags: OFlags) -> Result<std::os::fd::OwnedFd, Errno> {
     rustix::fs::open(device.as_path(), OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | flags, Mode::empty())
-}
-
-pub(crate) fn is_device(path: &Path, number: DeviceNumber) -> bool {
-    fs::metadata(path).is_ok_and(|metadata| {
-        metadata.file_type().is_block_device() && DeviceNumber::from_raw(metadata.rdev()) == number
-    })
 }
 
 /// What kind of file this is, with its article.
@@ -280,11 +290,6 @@ fn mounts_of(mountinfo: &str, number: DeviceNumber) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The paths in the text of `/proc/swaps`.
-fn swap_files(swaps: &str) -> Vec<PathBuf> {
-    swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next()).map(|path| unescape(path).into()).collect()
-}
-
 /// Undoes the octal escapes that proc(5) has for blanks and backslashes.
 fn unescape(text: &str) -> std::ffi::OsString {
     use std::os::unix::ffi::OsStrExt;
@@ -312,19 +317,17 @@ mod tests {
     use crate::testing::Scratch;
 
     #[test]
+    fn unfinished_escapes_are_kept() {
+        assert_eq!(unescape("a\\04"), "a\\04");
+    }
+
+    #[test]
     fn mounts_are_found_by_number() {
         let mountinfo = "22 1 254:0 / /mnt/a\\040b rw shared:1 - ext4 /dev/mapper/x rw\n\
                          23 1 254:01 / /no rw - ext4 /dev/x rw\n\
                          24 1 254:0 /sub /mnt/c rw - ext4 /dev/mapper/x rw\n";
         let number = DeviceNumber { major: 254, minor: 0 };
         assert_eq!(mounts_of(mountinfo, number), [PathBuf::from("/mnt/a b"), PathBuf::from("/mnt/c")]);
-    }
-
-    #[test]
-    fn swaps_are_found_by_path() {
-        let swaps = "Filename\t\t\tType\t\tSize\nfoo\\040bar\tfile\t1\n/dev/zram0  partition  8\n";
-        assert_eq!(swap_files(swaps), [PathBuf::from("foo bar"), PathBuf::from("/dev/zram0")]);
-        assert_eq!(unescape("a\\04"), "a\\04");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The file system on an opened volume, made and made larger with the distribution's programs.
+//! The file system or swap space on an opened volume, made and made larger with the distribution's programs.
 
 mod grow;
 mod root;
@@ -79,6 +79,7 @@ fn arguments(filesystem: &Filesystem) -> (&'static str, Vec<String>) {
         FilesystemType::Ext4 => ("mkfs.ext4", &["-q", "-j", "-O", "dir_index"]),
         FilesystemType::Xfs => ("mkfs.xfs", &["-q", "-K"]),
         FilesystemType::Btrfs => ("mkfs.btrfs", &["-q", "-K"]),
+        FilesystemType::Swap => ("mkswap", &[]),
     };
     let mut arguments: Vec<String> = own.iter().map(|&word| word.to_owned()).collect();
     if filesystem.kind == FilesystemType::Ext4 {
@@ -125,7 +126,8 @@ mod tests {
             put(&device, 0, &vec![0xa7; 65536]);
             let named = Filesystem { label: Some("scratch".to_owned()), ..Filesystem::of(filesystem) };
             make(&device, &named).unwrap();
-            let wanted = Contents::Signature { kind: filesystem.as_str().to_owned(), usage: Usage::Filesystem };
+            let usage = if filesystem == FilesystemType::Swap { Usage::Other } else { Usage::Filesystem };
+            let wanted = Contents::Signature { kind: filesystem.as_str().to_owned(), usage };
             assert_eq!(inspect::inspect(&device).unwrap(), wanted);
             let label = tool::run("blkid", &["--probe", "--match-tag", "LABEL", "--output", "value", device.as_str()]);
             assert_eq!(label.unwrap().trim(), "scratch");
@@ -174,6 +176,14 @@ mod tests {
         let text = tool::run("xfs_db", &["-r", "-c", "sb 0", "-c", "p agcount", device.as_str()]).unwrap();
         assert_eq!(text.trim(), "agcount = 2");
 
+        let device = scratch.device("swap", 64 * MIB);
+        let uuid = "01234567-89ab-cdef-0123-456789abcdef";
+        // The longest label there is.
+        let label = Some("fifteen-bytes-x".to_owned());
+        make(&device, &Filesystem { label, ..with(FilesystemType::Swap, &["-U", uuid]) }).unwrap();
+        let tags = tool::run("blkid", &["--probe", device.as_str()]).unwrap();
+        assert!(tags.contains(uuid) && tags.contains("LABEL=\"fifteen-bytes-x\""), "{tags}");
+
         let device = scratch.device("btrfs", 512 * MIB);
         make(&device, &with(FilesystemType::Btrfs, &["--csum=xxhash", "--mixed"])).unwrap();
         let text = tool::run("btrfs", &["inspect-internal", "dump-super", device.as_str()]).unwrap();
@@ -183,8 +193,9 @@ mod tests {
     /// The smallest backing that the configuration takes, less the LUKS2 header, has room for a file system.
     #[test]
     fn the_smallest_are_large_enough() {
+        use FilesystemType::{Btrfs, Ext4, Swap, Xfs};
         let scratch = Scratch::new();
-        for (kind, backing) in [(FilesystemType::Ext4, 32), (FilesystemType::Xfs, 320), (FilesystemType::Btrfs, 160)] {
+        for (kind, backing) in [(Ext4, 32), (Xfs, 320), (Btrfs, 160), (Swap, 32)] {
             let device = scratch.device(&format!("small-{}", kind.as_str()), (backing - 16) * MIB);
             make(&device, &Filesystem::of(kind)).unwrap();
         }

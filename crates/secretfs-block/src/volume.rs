@@ -5,10 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use secretfs_core::cause::{Cause, Failure};
-use secretfs_core::chain::{self, ChainFault, Expected, Link, Mapping, Verified};
+use secretfs_core::chain::{self, ChainFault, Expected, InUse, Link, Mapping, Verified};
 use secretfs_core::claim::lvm::Plan;
 use secretfs_core::claim::{DiskFacts, Member, Standing, choose, describe};
-use secretfs_core::config::{Backing, Layout, Volume, Wipe};
+use secretfs_core::config::{Backing, Layout, Target, Volume, Wipe};
 use secretfs_core::forecast::Disks;
 use secretfs_core::machine::Contents;
 use secretfs_core::name::VolumeName;
@@ -16,7 +16,7 @@ use secretfs_core::paths::RUNTIME_DIR;
 use secretfs_core::progress::Progress;
 
 use crate::claim::Claims;
-use crate::device::{self, DevicePath};
+use crate::device::{self, DevicePath, SWAPS};
 use crate::{Outcome, backing, disks, inspect, loops, luks, lvm, mapping};
 
 /// The mounts as PID 1 sees them; a sandboxed daemon has a few more of its own.
@@ -140,19 +140,29 @@ fn node(member: &Member) -> Result<DevicePath, Failure> {
     device::resolve(Path::new(&member.path)).map_err(|error| error.failure())
 }
 
-/// Looks at what is mapped under the volume's name, and at what is mounted on its mount point.
+/// The kernel's table to watch for the volume's mount or swap space.
+pub fn table(volume: &Volume) -> &'static str {
+    match volume.target {
+        Target::Mount(_) => MOUNTINFO,
+        Target::Swap => SWAPS,
+    }
+}
+
+/// Looks at what is mapped under the volume's name, and at what is mounted on its mount point; or whether it is in use as
+/// swap space.
 pub fn survey(volume: &Volume) -> Result<(Link, Link), Failure> {
-    look(volume, |expected, mountinfo, mapping| {
-        (chain::survey_mapping(expected, mapping), chain::survey_mount(expected, mountinfo, mapping))
+    look(volume, |expected, in_use, mapping| {
+        (chain::survey_mapping(expected, mapping), chain::survey_mount(expected, in_use, mapping))
     })
 }
 
-/// Reads the whole chain back, from the mount to the backing device.
+/// Reads the whole chain back, from the mount or the swap space to the backing device.
 pub fn verify(volume: &Volume) -> Result<Verified, Failure> {
     let verified = look(volume, chain::verify)?;
     verified.map_err(|fault| {
         let cause = match fault {
             ChainFault::NotMounted(_) => Cause::MountLost,
+            ChainFault::NotSwappedTo(_) => Cause::SwapLost,
             ChainFault::Foreign(_) => Cause::ChainBroken,
         };
         Failure::new(cause, fault.to_string())
@@ -160,16 +170,23 @@ pub fn verify(volume: &Volume) -> Result<Verified, Failure> {
 }
 
 /// Reads the facts of the chain, and lets `judge` judge them.
-fn look<T>(volume: &Volume, judge: impl FnOnce(Expected<'_>, &str, Option<&Mapping>) -> T) -> Result<T, Failure> {
+fn look<T>(volume: &Volume, judge: impl FnOnce(Expected<'_>, InUse<'_>, Option<&Mapping>) -> T) -> Result<T, Failure> {
     let mapper = volume.name.mapper();
     let backing = match backing_device(volume)? {
         Some(device) => Some(device::facts(&device).map_err(|error| error.failure())?.number.to_string()),
         None => None,
     };
     let mapping = mapping::active(&mapper).map_err(|error| error.failure())?;
-    let mountinfo = fs::read_to_string(MOUNTINFO).map_err(|error| system(MOUNTINFO.as_ref(), &error))?;
-    let expected = Expected { mount: &volume.mount, mapper: &mapper, backing: backing.as_deref() };
-    Ok(judge(expected, &mountinfo, mapping.as_ref()))
+    let (mut mountinfo, mut swaps) = (String::new(), Vec::new());
+    match volume.target {
+        Target::Mount(_) => {
+            mountinfo = fs::read_to_string(MOUNTINFO).map_err(|error| system(MOUNTINFO.as_ref(), &error))?;
+        }
+        Target::Swap => swaps = device::swaps().map_err(|error| system(SWAPS.as_ref(), &error))?,
+    }
+    let in_use = InUse { mountinfo: &mountinfo, swaps: &swaps };
+    let expected = Expected { target: &volume.target, mapper: &mapper, backing: backing.as_deref() };
+    Ok(judge(expected, in_use, mapping.as_ref()))
 }
 
 /// What is on `device`, the volume's backing or its mapping, in the terms of the core.

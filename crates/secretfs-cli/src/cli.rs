@@ -20,7 +20,7 @@ pub struct Cli {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Show volumes: state, mount, mapping, cipher, backing, key source, usage
+    /// Show volumes: state, mount or swap space, mapping, cipher, backing, key source, usage
     ///
     /// The exit status is 0 when every shown volume is ready, 3 when one is not, 4 when there is no such volume. What
     /// needs root to be read (the mapping's table) is left out for other users.
@@ -49,7 +49,8 @@ pub enum Command {
     ///
     /// A backing file is made as large as `size` in the configuration says, never smaller; a device is as large as it is.
     /// The mapping follows, for which the key is fetched once more, and then the file system. The volume stays in use. It
-    /// is the same as `systemctl reload secretfs@NAME`; a volume that is not running grows when it is started.
+    /// is the same as `systemctl reload secretfs@NAME`; a volume that is not running grows when it is started. Swap space does not
+    /// grow while it is in use.
     ///
     /// The exit status is 1 when it failed, and the volume goes on as it was; 4 when there is no such volume.
     Grow {

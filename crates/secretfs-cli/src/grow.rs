@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use secretfs_core::cause::Cause;
+use secretfs_core::config::Target;
 use secretfs_core::name::MountPoint;
 use secretfs_systemd::manager::{JobResult, Manager};
 
@@ -22,12 +24,20 @@ pub fn run(name: &str) -> io::Result<ExitCode> {
         );
         return Ok(if refused { ExitCode::FAILURE } else { ExitCode::from(crate::NO_SUCH_VOLUME) });
     };
-    let before = size(&volume.mount);
+    let mount = match &volume.target {
+        Target::Mount(mount) => mount,
+        Target::Swap => {
+            let row = Cause::SwapFixed.row();
+            eprintln!("secretfs: volume {name} did not grow: {}\nhint: {}", Cause::SwapFixed, row.hint);
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    let before = size(mount);
     let unit = volume.name.service();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let hint = match runtime.block_on(Manager::private().reload_unit(&unit, LIMIT)) {
         Ok(JobResult::Done) => {
-            let after = size(&volume.mount);
+            let after = size(mount);
             writeln!(io::stdout(), "{name}: {}", describe(before, after))?;
             return Ok(ExitCode::SUCCESS);
         }

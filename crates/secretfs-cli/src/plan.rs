@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use secretfs_block::{DevicePath, device, volume as facts};
 use secretfs_core::cause::Failure;
 use secretfs_core::claim::Standing;
-use secretfs_core::config::{Backing, Config, Volume};
+use secretfs_core::config::{Backing, Config, Target, Volume};
 use secretfs_core::forecast::{Deed, Disks, Findings, Forecast, forecast};
 use secretfs_core::machine::Contents;
 use serde::Serialize;
@@ -24,6 +24,8 @@ struct Plan {
     /// The device behind it, if it is there.
     device: Option<String>,
     mount: Option<String>,
+    /// Whether it is used as swap space instead of being mounted.
+    swap: bool,
     why: String,
     /// The cause's code, where nothing would be done.
     cause: Option<&'static str>,
@@ -58,7 +60,8 @@ fn plan_all(config: &Config, only: Option<&str>) -> Vec<Plan> {
         deed: Deed::Refuse,
         backing: None,
         device: None,
-        mount: refused.mount.as_ref().map(ToString::to_string),
+        mount: refused.target.as_ref().and_then(Target::mount).map(ToString::to_string),
+        swap: refused.target == Some(Target::Swap),
         why: refused.errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
         cause: Some(secretfs_core::cause::Cause::Config.code()),
         hint: refused.errors.first().and_then(|error| error.hint.clone()),
@@ -76,7 +79,8 @@ fn plan(volume: &Volume) -> Plan {
         deed: forecast.deed,
         backing: Some(volume.backing.to_string()),
         device: device.map(|device| device.to_string()),
-        mount: Some(volume.mount.to_string()),
+        mount: volume.target.mount().map(ToString::to_string),
+        swap: volume.target == Target::Swap,
         why: forecast.why,
         cause: forecast.failure.as_ref().map(|failure| failure.cause.code()),
         hint: forecast.failure.map(|failure| failure.cause.row().hint.to_owned()),
@@ -127,16 +131,21 @@ fn render(plan: &Plan) -> String {
     let device = plan.device.as_ref().filter(|device| Some(*device) != plan.backing.as_ref());
     let backing = device.map_or_else(|| backing.to_owned(), |device| format!("{backing} ({device})"));
     let mount = plan.mount.as_deref().unwrap_or("its mount point");
+    let (used, use_it) = if plan.swap {
+        ("the swap space that is in use".to_owned(), "use it as swap space".to_owned())
+    } else {
+        (format!("what is mounted at {mount}"), format!("mount it at {mount}"))
+    };
     let why = &plan.why;
     let mut text = match plan.deed {
-        Deed::TakeOver => format!("{name}: take over what is mounted at {mount}, changing nothing: {why}\n"),
-        Deed::Mount => format!("{name}: mount it at {mount}: {why}\n"),
-        Deed::Create => format!("{name}: make {backing}, FORMAT it and mount it at {mount}: {why}\n"),
-        Deed::Combine => format!("{name}: make {why}, FORMAT it and mount it at {mount}: all are proven blank\n"),
-        Deed::Format => format!("{name}: FORMAT {backing} and mount it at {mount}: {why}\n"),
+        Deed::TakeOver => format!("{name}: take over {used}, changing nothing: {why}\n"),
+        Deed::Mount => format!("{name}: {use_it}: {why}\n"),
+        Deed::Create => format!("{name}: make {backing}, FORMAT it and {use_it}: {why}\n"),
+        Deed::Combine => format!("{name}: make {why}, FORMAT it and {use_it}: all are proven blank\n"),
+        Deed::Format => format!("{name}: FORMAT {backing} and {use_it}: {why}\n"),
         Deed::Activate => format!("{name}: activate {backing}, and format or unlock it by what is on it: {why}\n"),
-        Deed::Unlock => format!("{name}: unlock {backing} and mount it at {mount}: {why}\n"),
-        Deed::Resume => format!("{name}: unlock {backing}, go on zeroing it and mount it at {mount}: {why}\n"),
+        Deed::Unlock => format!("{name}: unlock {backing} and {use_it}: {why}\n"),
+        Deed::Resume => format!("{name}: unlock {backing}, go on zeroing it and {use_it}: {why}\n"),
         Deed::Wait => format!("{name}: wait for {backing}: {why}\n"),
         Deed::Refuse => format!("{name}: refuse to touch {backing}: {why}\n"),
     };
@@ -144,4 +153,27 @@ fn render(plan: &Plan) -> String {
         let _ = writeln!(text, "  hint: {hint}");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_mounted_and_what_is_swapped_to() {
+        let mounted = Plan {
+            name: "v".to_owned(),
+            deed: Deed::Format,
+            backing: Some("/dev/disk/by-id/x".to_owned()),
+            device: Some("/dev/sda".to_owned()),
+            mount: Some("/mnt/v".to_owned()),
+            swap: false,
+            why: "it is blank".to_owned(),
+            cause: None,
+            hint: None,
+        };
+        assert_eq!(render(&mounted), "v: FORMAT /dev/disk/by-id/x (/dev/sda) and mount it at /mnt/v: it is blank\n");
+        let swap = Plan { mount: None, swap: true, ..mounted };
+        assert_eq!(render(&swap), "v: FORMAT /dev/disk/by-id/x (/dev/sda) and use it as swap space: it is blank\n");
+    }
 }

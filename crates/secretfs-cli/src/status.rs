@@ -32,6 +32,8 @@ pub struct Report {
     main_pid: Option<u32>,
     mount: Option<String>,
     mounted: bool,
+    /// Whether it is in use as swap space; null for what is mounted instead.
+    swap: Option<bool>,
     filesystem: Option<String>,
     mapper: String,
     cipher: Option<String>,
@@ -49,7 +51,7 @@ pub struct Report {
     errors: Vec<String>,
 }
 
-/// How full the file system is, in bytes.
+/// How full the file system or the swap space is, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Usage {
     size: u64,

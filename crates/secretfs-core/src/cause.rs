@@ -70,8 +70,8 @@ causes! {
     /// systemd did not do what was asked of it.
     Systemd = "systemd", Transient, "systemd could not be asked", None,
         "see `systemctl list-jobs` and `journalctl -b _PID=1`";
-    /// systemd has no mount unit for the volume.
-    UnitsMissing = "units-missing", Permanent, "systemd does not know its mount unit", None,
+    /// systemd has no mount or swap unit for the volume.
+    UnitsMissing = "units-missing", Permanent, "systemd does not know its units", None,
         "run `systemctl daemon-reload`, so that the units are made from the configuration as it is now";
     /// The mount unit failed.
     MountFailed = "mount-failed", Permanent, "the mount unit failed", None,
@@ -82,6 +82,15 @@ causes! {
     /// The file system is not mounted any more although nobody stopped the volume.
     MountLost = "mount-lost", Permanent, "its mount went away", None,
         "something unmounted it; `systemctl start` the volume's service to have it back";
+    /// The swap unit failed.
+    SwapFailed = "swap-failed", Permanent, "the swap unit failed", None,
+        "see `systemctl status` of the swap unit, and `dmesg`";
+    /// The swap unit could not be stopped.
+    SwapoffFailed = "swapoff-failed", Permanent, "its swap space cannot be taken out of use", None,
+        "what is in it has to fit into memory: see `swapon --show` and `free`, end what takes most, then stop the volume again";
+    /// The swap space is not in use any more although nobody stopped the volume.
+    SwapLost = "swap-lost", Permanent, "its swap space was taken out of use", None,
+        "something ran swapoff; `systemctl start` the volume's service to have it back";
     /// What is mounted is not the volume it should be.
     ChainBroken = "chain-broken", Permanent, "what is mounted is not this encrypted volume", None,
         "something else is mounted or mapped under the volume's names; unmount it and start again";
@@ -145,6 +154,9 @@ causes! {
     /// The owner or group configured for the root directory does not exist.
     NoSuchOwner = "no-such-owner", Permanent, "the owner or group of its root directory does not exist", None,
         "make the user or group, with systemd-sysusers or useradd, or correct `owner` and `group` in the configuration";
+    /// Swap space has the size it was made with.
+    SwapFixed = "swap-fixed", Permanent, "swap space does not grow while it is in use", None,
+        "it is made as large as its backing at its first start in the next boot";
     /// The mapping or its file system could not be made larger.
     GrowFailed = "grow-failed", Permanent, "it cannot be made larger", None,
         "see the tool's own message; the volume is as it was, and `secretfs grow` tries again";

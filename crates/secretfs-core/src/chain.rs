@@ -1,5 +1,10 @@
-//! Reading back what is really mounted: mountinfo, then the mapping's uuid and table, then the backing device.
+//! Reading back what is really mounted or swapped to: mountinfo or swaps, then the mapping's uuid and table, then the
+//! backing device.
 
+mod swaps;
+
+pub use self::swaps::{Swap, parse_swaps};
+use crate::config::{FilesystemType, Target};
 use crate::name::{MapperName, MountPoint};
 
 /// A device-mapper device as the kernel tells it.
@@ -31,12 +36,21 @@ pub struct Integrity {
 /// What the volume's chain should be made of.
 #[derive(Debug, Clone, Copy)]
 pub struct Expected<'a> {
-    /// Where the file system is mounted.
-    pub mount: &'a MountPoint,
+    /// Where it is used.
+    pub target: &'a Target,
     /// The mapping's name.
     pub mapper: &'a MapperName,
     /// Device number of the backing device, `MAJOR:MINOR`; none if it is not attached.
     pub backing: Option<&'a str>,
+}
+
+/// What the kernel says is in use.
+#[derive(Debug, Clone, Copy)]
+pub struct InUse<'a> {
+    /// The text of a mountinfo file.
+    pub mountinfo: &'a str,
+    /// The lines of `/proc/swaps`.
+    pub swaps: &'a [Swap],
 }
 
 /// One part of a chain.
@@ -72,7 +86,7 @@ pub struct Verified {
     pub encryption: Encryption,
     /// The LUKS uuid, in its usual form.
     pub luks_uuid: String,
-    /// The type of the mounted file system.
+    /// The type of the mounted file system, or `swap`.
     pub filesystem: String,
 }
 
@@ -82,6 +96,9 @@ pub enum ChainFault {
     /// Nothing is mounted on the mount point.
     #[error("nothing is mounted on {0}")]
     NotMounted(MountPoint),
+    /// It is not among the kernel's swap space.
+    #[error("{} is not in use as swap space", .0.device())]
+    NotSwappedTo(MapperName),
     /// Something is there that is not the volume's.
     #[error("{0}")]
     Foreign(String),
@@ -163,39 +180,68 @@ pub fn survey_mapping(expected: Expected<'_>, mapping: Option<&Mapping>) -> Link
     }
 }
 
-/// Tells of what is on the volume's mount point whether it is the volume's.
-pub fn survey_mount(expected: Expected<'_>, mountinfo: &str, mapping: Option<&Mapping>) -> Link {
-    match top_mount(mountinfo, expected.mount) {
+/// Tells of what is on the volume's mount point whether it is the volume's; and of swap space whether it is in use.
+pub fn survey_mount(expected: Expected<'_>, in_use: InUse<'_>, mapping: Option<&Mapping>) -> Link {
+    let mount_point = match expected.target {
+        Target::Mount(mount_point) => mount_point,
+        // No other device can be in its place: swap space has no place.
+        Target::Swap if is_swapped_to(in_use, mapping) => return Link::Ours,
+        Target::Swap => return Link::Absent,
+    };
+    match top_mount(in_use.mountinfo, mount_point) {
         None => Link::Absent,
         Some(mount) if mapping.is_some_and(|mapping| mount.is_on(expected.mapper, mapping)) => Link::Ours,
         Some(mount) => {
-            Link::Foreign(format!("{} of device {} is mounted on {}", mount.filesystem, mount.devno, expected.mount))
+            Link::Foreign(format!("{} of device {} is mounted on {mount_point}", mount.filesystem, mount.devno))
         }
     }
 }
 
+fn is_swapped_to(in_use: InUse<'_>, mapping: Option<&Mapping>) -> bool {
+    mapping.is_some_and(|mapping| in_use.swaps.iter().any(|swap| swap.devno.as_ref() == Some(&mapping.devno)))
+}
+
 /// Verifies the whole chain from what was read back.
-pub fn verify(expected: Expected<'_>, mountinfo: &str, mapping: Option<&Mapping>) -> Result<Verified, ChainFault> {
-    let mount = top_mount(mountinfo, expected.mount).ok_or_else(|| ChainFault::NotMounted(expected.mount.clone()))?;
-    let mapping = mapping.ok_or_else(|| ChainFault::Foreign(format!("there is no mapping {}", expected.mapper)))?;
-    if !mount.is_on(expected.mapper, mapping) {
-        let why = format!(
-            "device {} is mounted on {}, not {} ({})",
-            mount.devno, expected.mount, expected.mapper, mapping.devno
-        );
+pub fn verify(expected: Expected<'_>, in_use: InUse<'_>, mapping: Option<&Mapping>) -> Result<Verified, ChainFault> {
+    let no_mapping = || ChainFault::Foreign(format!("there is no mapping {}", expected.mapper));
+    let (mapping, filesystem) = match expected.target {
+        Target::Mount(mount_point) => {
+            let mount = top_mount(in_use.mountinfo, mount_point);
+            let mount = mount.ok_or_else(|| ChainFault::NotMounted(mount_point.clone()))?;
+            let mapping = mapping.ok_or_else(no_mapping)?;
+            check_mount(expected.mapper, mount_point, &mount, mapping)?;
+            (mapping, mount.filesystem)
+        }
+        Target::Swap if !is_swapped_to(in_use, mapping) => {
+            return Err(ChainFault::NotSwappedTo(expected.mapper.clone()));
+        }
+        Target::Swap => (mapping.ok_or_else(no_mapping)?, FilesystemType::Swap.as_str().to_owned()),
+    };
+    let encryption = check_mapping(expected, mapping).map_err(ChainFault::Foreign)?;
+    let luks_uuid = luks_uuid(&mapping.uuid).unwrap_or_default();
+    Ok(Verified { encryption, luks_uuid, filesystem })
+}
+
+/// Checks that `mount` is all of the file system on `mapping`, and that this has no other device.
+fn check_mount(
+    mapper: &MapperName,
+    mount_point: &MountPoint,
+    mount: &Mount,
+    mapping: &Mapping,
+) -> Result<(), ChainFault> {
+    if !mount.is_on(mapper, mapping) {
+        let why = format!("device {} is mounted on {mount_point}, not {mapper} ({})", mount.devno, mapping.devno);
         return Err(ChainFault::Foreign(why));
     }
     if mapping.btrfs.len() > 1 {
         let devices = mapping.btrfs.join(", ");
-        return Err(ChainFault::Foreign(format!("the btrfs of {} lies on more devices: {devices}", expected.mapper)));
+        return Err(ChainFault::Foreign(format!("the btrfs of {mapper} lies on more devices: {devices}")));
     }
     if mount.root != "/" {
-        let why = format!("only the directory {} of the volume is mounted on {}", mount.root, expected.mount);
+        let why = format!("only the directory {} of the volume is mounted on {mount_point}", mount.root);
         return Err(ChainFault::Foreign(why));
     }
-    let encryption = check_mapping(expected, mapping).map_err(ChainFault::Foreign)?;
-    let luks_uuid = luks_uuid(&mapping.uuid).unwrap_or_default();
-    Ok(Verified { encryption, luks_uuid, filesystem: mount.filesystem })
+    Ok(())
 }
 
 fn check_mapping(expected: Expected<'_>, mapping: &Mapping) -> Result<Encryption, String> {
@@ -264,157 +310,4 @@ pub fn luks_uuid(dm_uuid: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::name::VolumeName;
-
-    const MOUNTINFO: &str = "\
-22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw\n\
-40 22 253:0 / /mnt/secretfs rw,relatime shared:9 - ext4 /dev/mapper/secretfs-scratch rw\n\
-41 22 0:33 / /mnt/with\\040space rw - tmpfs tmpfs rw\n";
-
-    fn mapping() -> Mapping {
-        Mapping {
-            devno: "253:0".to_owned(),
-            uuid: "CRYPT-LUKS2-0123456789abcdef0123456789abcdef-secretfs-scratch".to_owned(),
-            table: "0 98304 crypt aes-xts-plain64 :64:logon:cryptsetup:0123-d0 0 7:0 32768 1 sector_size:4096\n"
-                .to_owned(),
-            btrfs: Vec::new(),
-            integrity: None,
-        }
-    }
-
-    /// The same with integrity tags, as the kernel and libcryptsetup 2.6 show it.
-    fn tagged() -> Mapping {
-        Mapping {
-            table:
-                "0 98304 crypt capi:authenc(hmac(sha256),xts(aes))-plain64 :96:logon:cryptsetup:0123-d0 0 253:7 0 2 \
-                    integrity:32:aead sector_size:4096\n"
-                    .to_owned(),
-            integrity: Some(Integrity {
-                devno: "253:7".to_owned(),
-                uuid: "CRYPT-INTEGRITY-0123456789abcdef0123456789abcdef-secretfs-scratch_dif".to_owned(),
-                backing: "7:0".to_owned(),
-            }),
-            ..mapping()
-        }
-    }
-
-    fn with<T>(backing: Option<&str>, run: impl FnOnce(Expected<'_>) -> T) -> T {
-        let mount = MountPoint::new("/mnt/secretfs").unwrap();
-        let mapper = VolumeName::new("scratch").unwrap().mapper();
-        run(Expected { mount: &mount, mapper: &mapper, backing })
-    }
-
-    #[test]
-    fn a_whole_chain() {
-        let verified = with(Some("7:0"), |expected| verify(expected, MOUNTINFO, Some(&mapping())));
-        let encryption = Encryption {
-            cipher: "aes-xts-plain64".to_owned(),
-            key_bits: 512,
-            sector_size: 4096,
-            authenticated: false,
-            backing: "7:0".to_owned(),
-        };
-        let luks_uuid = "01234567-89ab-cdef-0123-456789abcdef".to_owned();
-        assert_eq!(verified, Ok(Verified { encryption, luks_uuid, filesystem: "ext4".to_owned() }));
-    }
-
-    #[test]
-    fn integrity_tags_lie_between() {
-        let verified = with(Some("7:0"), |expected| verify(expected, MOUNTINFO, Some(&tagged()))).unwrap();
-        assert!(verified.encryption.authenticated);
-        assert_eq!((verified.encryption.key_bits, verified.encryption.backing.as_str()), (768, "7:0"));
-        let change = |change: fn(&mut Integrity)| {
-            let mut mapping = tagged();
-            mapping.integrity.iter_mut().for_each(change);
-            with(Some("7:0"), |expected| survey_mapping(expected, Some(&mapping)))
-        };
-        assert_eq!(change(|_| {}), Link::Ours);
-        for changed in [
-            change(|integrity| integrity.backing = "7:1".to_owned()),
-            change(|integrity| integrity.devno = "253:8".to_owned()),
-            change(|integrity| integrity.uuid = integrity.uuid.replace("0123", "4567")),
-            change(|integrity| integrity.uuid = integrity.uuid.replace("INTEGRITY", "LUKS2")),
-        ] {
-            assert!(matches!(changed, Link::Foreign(_)), "{changed:?}");
-        }
-    }
-
-    #[test]
-    fn a_btrfs_is_known_by_its_devices() {
-        for source in ["/dev/mapper/secretfs-scratch", "/dev/dm-0", "/dev/dm-1", "/dev/mapper/secretfs-scratch-2"] {
-            let mountinfo = format!("40 22 0:45 / /mnt/secretfs rw - btrfs {source} rw\n");
-            for (members, whole) in [(vec!["253:0"], true), (vec![], false), (vec!["253:0", "8:0"], false)] {
-                let mapping = Mapping { btrfs: members.iter().map(|&member| member.to_owned()).collect(), ..mapping() };
-                let ours = with(Some("7:0"), |expected| survey_mount(expected, &mountinfo, Some(&mapping)));
-                let verified = with(Some("7:0"), |expected| verify(expected, &mountinfo, Some(&mapping)));
-                let named = !source.ends_with(['1', '2']);
-                assert_eq!(ours == Link::Ours, named && !members.is_empty(), "{source} {members:?}");
-                assert_eq!(verified.is_ok(), named && whole, "{source} {members:?}: {verified:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_missing_mount_is_told_from_a_wrong_one() {
-        let root_only = MOUNTINFO.lines().next().unwrap();
-        let fault = with(Some("7:0"), |expected| verify(expected, root_only, Some(&mapping()))).unwrap_err();
-        assert_eq!(fault.to_string(), "nothing is mounted on /mnt/secretfs");
-        let over = format!("{MOUNTINFO}50 40 0:50 / /mnt/secretfs rw - tmpfs tmpfs rw\n");
-        let fault = with(Some("7:0"), |expected| verify(expected, &over, Some(&mapping()))).unwrap_err();
-        assert!(matches!(fault, ChainFault::Foreign(_)), "{fault}");
-    }
-
-    #[test]
-    fn every_wrong_link_is_refused() {
-        let wrong: [(&str, Mapping); 5] = [
-            ("plain", Mapping { uuid: "CRYPT-PLAIN-secretfs-scratch".to_owned(), ..mapping() }),
-            ("other name", Mapping { uuid: mapping().uuid.replace("scratch", "other"), ..mapping() }),
-            ("linear", Mapping { table: "0 98304 linear 7:0 0\n".to_owned(), ..mapping() }),
-            ("null", Mapping { table: mapping().table.replace("aes-xts-plain64", "cipher_null-ecb"), ..mapping() }),
-            ("other device", Mapping { table: mapping().table.replace("7:0", "7:1"), ..mapping() }),
-        ];
-        for (what, mapping) in wrong {
-            let link = with(Some("7:0"), |expected| survey_mapping(expected, Some(&mapping)));
-            assert!(matches!(link, Link::Foreign(_)), "{what}: {link:?}");
-            assert!(with(Some("7:0"), |expected| verify(expected, MOUNTINFO, Some(&mapping))).is_err(), "{what}");
-        }
-        assert!(matches!(with(None, |expected| survey_mapping(expected, Some(&mapping()))), Link::Foreign(_)));
-    }
-
-    #[test]
-    fn a_survey_of_each_kind() {
-        with(Some("7:0"), |expected| {
-            assert_eq!(survey_mapping(expected, None), Link::Absent);
-            assert_eq!(survey_mapping(expected, Some(&mapping())), Link::Ours);
-            assert_eq!(survey_mount(expected, MOUNTINFO, Some(&mapping())), Link::Ours);
-            assert_eq!(survey_mount(expected, "", Some(&mapping())), Link::Absent);
-            assert!(matches!(survey_mount(expected, MOUNTINFO, None), Link::Foreign(_)));
-        });
-    }
-
-    #[test]
-    fn a_key_in_the_table_counts_its_digits() {
-        let table = format!("0 8 crypt aes-cbc-essiv:sha256 {} 0 7:0 4096", "0".repeat(64));
-        let encryption = parse_crypt_table(&table).unwrap();
-        assert_eq!((encryption.key_bits, encryption.sector_size), (256, 512));
-    }
-
-    #[test]
-    fn escapes_of_mountinfo() {
-        assert_eq!(parse_mountinfo(MOUNTINFO)[2].mount_point, "/mnt/with space");
-        assert_eq!(unescape("a\\134b\\"), "a\\b\\");
-    }
-
-    proptest! {
-        #[test]
-        fn never_panics(text in "(?s).{0,120}") {
-            let _ = parse_mountinfo(&text);
-            let _ = parse_crypt_table(&text);
-            let _ = luks_uuid(&text);
-        }
-    }
-}
+mod tests;

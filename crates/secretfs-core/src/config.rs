@@ -68,8 +68,8 @@ pub struct Volume {
     pub source_path: String,
     /// The line on which its definition begins, from 1.
     pub line: usize,
-    /// Where it is mounted.
-    pub mount: MountPoint,
+    /// Where it is used.
+    pub target: Target,
     /// How long its data lives.
     pub lifecycle: Lifecycle,
     /// What lies below the encryption.
@@ -95,14 +95,48 @@ pub struct Volume {
 pub struct Refused {
     /// The file that defines it.
     pub source_path: String,
-    /// Where it was to be mounted, if that much is sound.
-    pub mount: Option<MountPoint>,
+    /// Where it was to be used, if that much is sound.
+    pub target: Option<Target>,
     /// The consumers that are sound.
     pub consumers: Vec<UnitName>,
     /// Whether it was to be started at boot.
     pub auto: bool,
     /// What is wrong; at least one.
     pub errors: Vec<ConfigError>,
+}
+
+impl Volume {
+    /// The mount or swap unit that puts it to use.
+    pub fn unit(&self) -> UnitName {
+        self.target.unit(&self.name)
+    }
+}
+
+/// Where a volume is used; swap space is exactly what has the file system type `swap`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// Mounted, here.
+    Mount(MountPoint),
+    /// By the kernel, as swap space.
+    Swap,
+}
+
+impl Target {
+    /// The mount point, if there is one.
+    pub fn mount(&self) -> Option<&MountPoint> {
+        match self {
+            Self::Mount(mount) => Some(mount),
+            Self::Swap => None,
+        }
+    }
+
+    /// The unit that puts the volume `name` to use.
+    pub fn unit(&self, name: &VolumeName) -> UnitName {
+        match self {
+            Self::Mount(mount) => mount.unit(),
+            Self::Swap => name.mapper().swap_unit(),
+        }
+    }
 }
 
 /// How long a volume's data lives.
@@ -292,6 +326,7 @@ fn parse_volumes(
             None => {
                 written::read::<written::Volume>(source, &at, value).map_err(|error| vec![error]).and_then(|written| {
                     config.warnings.extend(matching::warning(source, &name, &written));
+                    config.warnings.extend(validate::swap_warning(source, &name, &written));
                     validate::volume(source, &name, &key.span(), &written)
                 })
             }
@@ -323,7 +358,7 @@ fn refuse_twin(config: &mut Config, name: &VolumeName, error: ConfigError, twin:
         refused.consumers.extend(twin.consumers);
         refused.consumers.sort();
         refused.consumers.dedup();
-        refused.mount = refused.mount.take().or(twin.mount);
+        refused.target = refused.target.take().or(twin.target);
         refused.auto |= twin.auto;
     }
 }
@@ -333,7 +368,7 @@ impl Refused {
     fn from_volume(volume: Volume, errors: Vec<ConfigError>) -> Self {
         Self {
             source_path: volume.source_path,
-            mount: Some(volume.mount),
+            target: Some(volume.target),
             consumers: volume.consumers,
             auto: volume.auto,
             errors,

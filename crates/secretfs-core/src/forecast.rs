@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::cause::{Cause, Failure};
 use crate::chain::Link;
 use crate::claim::Standing;
-use crate::config::{Backing, Volume};
+use crate::config::{Backing, Target, Volume};
 use crate::machine::{Contents, Opening, decide_opening};
 
 /// What was found, by looking only.
@@ -48,7 +48,7 @@ pub enum Disks {
 pub enum Deed {
     /// Verify it and leave it as it is.
     TakeOver,
-    /// Mount what is open already.
+    /// Mount what is open already, or use it as swap space.
     Mount,
     /// Make the backing file, and format it.
     Create,
@@ -86,8 +86,16 @@ pub fn forecast(volume: &Volume, findings: Findings) -> Forecast {
     match (findings.mapping, findings.mount) {
         (_, Link::Foreign(what)) => return stop(Deed::Refuse, Failure::new(Cause::MountPointBusy, what)),
         (Link::Foreign(what), _) => return stop(Deed::Refuse, Failure::new(Cause::ChainBroken, what)),
-        (Link::Ours, Link::Ours) => return tell(Deed::TakeOver, "it is unlocked and mounted"),
-        (Link::Ours, Link::Absent) => return tell(Deed::Mount, "it is unlocked and not mounted"),
+        (Link::Ours, mount) => {
+            let what = match volume.target {
+                Target::Mount(_) => "mounted",
+                Target::Swap => "in use as swap space",
+            };
+            return match mount {
+                Link::Ours => tell(Deed::TakeOver, &format!("it is unlocked and {what}")),
+                _ => tell(Deed::Mount, &format!("it is unlocked and not {what}")),
+            };
+        }
         (Link::Absent, _) => {}
     }
     if let Some(users) = findings.users {
@@ -150,6 +158,20 @@ mod tests {
             standing: Standing::FirstTime,
             disks: Disks::Settled,
         }
+    }
+
+    #[test]
+    fn swap_space_is_in_use_or_not() {
+        let text = "[volume.v]\nbacking = { device = \"/dev/disk/by-id/v\" }\nfilesystem = { type = \"swap\" }\n\
+                    key = { source = \"s3+kms\", bucket = \"b\", object = \"o\", kms-key = \"k\" }\n";
+        let config = Config::parse(&[Source { path: "test.toml".to_owned(), text: text.to_owned() }]);
+        let volume = config.volumes.into_values().next().expect("the text above is a volume");
+        let told = |mount| {
+            let forecast = forecast(&volume, Findings { mapping: Link::Ours, mount, ..found(None) });
+            (forecast.deed, forecast.why)
+        };
+        assert_eq!(told(Link::Ours), (Deed::TakeOver, "it is unlocked and in use as swap space".to_owned()));
+        assert_eq!(told(Link::Absent), (Deed::Mount, "it is unlocked and not in use as swap space".to_owned()));
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub use self::event::{Action, Event, Exit, Story};
 pub use self::step::Step;
 use crate::cause::{Cause, Failure, Retry};
 use crate::chain::Link;
-use crate::config::{Filesystem, Lifecycle, Volume, Wipe};
+use crate::config::{Filesystem, FilesystemType, Lifecycle, Volume, Wipe};
 use crate::key::Kdf;
 use crate::retry::Schedule;
 
@@ -159,7 +159,7 @@ impl Machine {
     }
 
     fn run_saying(&mut self, step: Step) -> Vec<Action> {
-        let mut actions = vec![Action::Status(step.status(self.adopted).to_owned())];
+        let mut actions = vec![Action::Status(step.status(self.filesystem.kind, self.adopted).to_owned())];
         actions.extend(self.run(step));
         actions
     }
@@ -177,9 +177,10 @@ impl Machine {
                 self.on_failure(now, Step::Survey, Failure::new(Cause::ChainBroken, what))
             }
             Event::Surveyed { mapping: Link::Ours, mount: Link::Ours } => self.run_saying(Step::Verify),
+            // Swap space has no mount point to guard.
+            Event::Surveyed { .. } if self.is_swap() => self.open(),
             Event::Surveyed { .. } => self.run_saying(Step::Guard),
-            Event::Done(Step::Guard) if self.left.mapped => self.run_saying(Step::Inspect),
-            Event::Done(Step::Guard) => self.run_saying(Step::Attach),
+            Event::Done(Step::Guard) => self.open(),
             Event::Attached { contents, formatted_this_boot, wipe_begun } => {
                 match decide_opening(self.lifecycle, &contents, formatted_this_boot, wipe_begun) {
                     Ok(opening) => {
@@ -228,6 +229,8 @@ impl Machine {
             }
             Event::Done(Step::MakeFilesystem) => self.run_saying(Step::FinishFormat),
             Event::Done(Step::FinishFormat) => self.run_saying(Step::Mount),
+            // Swap space has no file system to grow, and no root directory.
+            Event::Done(Step::Mount) if self.is_swap() => self.run_saying(Step::Verify),
             Event::Done(Step::Mount) => self.run_saying(Step::Grow),
             Event::Done(Step::Grow) if self.filesystem.root.is_configured() => self.run_saying(Step::Own),
             Event::Done(Step::Grow | Step::Own) => self.run_saying(Step::Verify),
@@ -235,6 +238,16 @@ impl Machine {
             Event::Failed(step, failure) => self.on_failure(now, step, failure),
             _ => Vec::new(),
         }
+    }
+
+    fn is_swap(&self) -> bool {
+        self.filesystem.kind == FilesystemType::Swap
+    }
+
+    /// Begins to open the mapping, or goes on with the one that is open.
+    fn open(&mut self) -> Vec<Action> {
+        let step = if self.left.mapped { Step::Inspect } else { Step::Attach };
+        self.run_saying(step)
     }
 
     fn hold(&mut self) -> Vec<Action> {
@@ -253,7 +266,11 @@ impl Machine {
     }
 
     fn how(&self) -> &'static str {
-        if self.adopted { "Taken over and verified" } else { "Mounted and verified" }
+        match (self.adopted, self.is_swap()) {
+            (true, _) => "Taken over and verified",
+            (false, true) => "In use as swap space and verified",
+            (false, false) => "Mounted and verified",
+        }
     }
 
     /// Verifies a held volume again, if the mounts changed since the last look.
@@ -289,7 +306,8 @@ impl Machine {
             Event::Failed(Step::Verify, failure) if self.aim == Aim::Hold => {
                 if failure.cause.retry() == Retry::Transient {
                     // Reading the chain failed, which says nothing of the chain; the next change looks again.
-                    return vec![Action::Status(format!("Mounted; the last check could not be made: {failure}"))];
+                    let how = if self.is_swap() { "In use as swap space" } else { "Mounted" };
+                    return vec![Action::Status(format!("{how}; the last check could not be made: {failure}"))];
                 }
                 self.aim = Aim::Lost;
                 let hint = failure.cause.row().hint;
@@ -391,7 +409,7 @@ impl Machine {
                 let until = *self.unmount_until.get_or_insert(now + UNMOUNT_PATIENCE);
                 if step == Step::Unmount && now < until {
                     return vec![
-                        Action::Status(format!("Cannot unmount yet: {failure}; trying again")),
+                        Action::Status(format!("Not yet: {failure}; trying again")),
                         Action::WakeAt(now + Duration::from_secs(1)),
                     ];
                 }

@@ -145,6 +145,11 @@ impl MapperName {
     pub fn device_unit(&self) -> UnitName {
         UnitName(format!("{}.device", escape_path(&self.device())))
     }
+
+    /// The swap unit that systemd insists on for `/dev/mapper/NAME` (systemd.swap(5)).
+    pub fn swap_unit(&self) -> UnitName {
+        UnitName(format!("{}.swap", escape_path(&self.device())))
+    }
 }
 
 impl fmt::Display for MapperName {
@@ -302,6 +307,7 @@ mod tests {
         let volume = VolumeName::new("scratch").unwrap();
         assert_eq!(volume.mapper().device(), "/dev/mapper/secretfs-scratch");
         assert_eq!(volume.mapper().device_unit().as_str(), "dev-mapper-secretfs\\x2dscratch.device");
+        assert_eq!(volume.mapper().swap_unit().as_str(), "dev-mapper-secretfs\\x2dscratch.swap");
         assert_eq!(volume.service().as_str(), "secretfs@scratch.service");
         assert_eq!(MountPoint::new("/mnt/secretfs").unwrap().unit().as_str(), "mnt-secretfs.mount");
     }

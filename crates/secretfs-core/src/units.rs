@@ -5,7 +5,7 @@ mod render;
 use std::time::Duration;
 
 pub use self::render::{Entry, Section, UnitFile, Value};
-use crate::config::{Backing, Config, Layout, Refused, Volume};
+use crate::config::{Backing, Config, Layout, Refused, Target, Volume};
 use crate::name::{MountPoint, UnitName, VolumeName, escape_path};
 
 /// The template that ships with the package; boot links point at it.
@@ -19,6 +19,10 @@ const BOOT_TARGET: &str = "multi-user.target";
 
 /// How much longer than the volume's own start the device job may run: the daemon gives up first and says why.
 const DEVICE_JOB_MARGIN: Duration = Duration::from_mins(1);
+
+/// How long swapon and swapoff may take: swapoff reads back what was swapped out, and systemd's 90 seconds are soon over.
+/// Less than the daemon waits for it (`Step::Unmount`).
+const SWAP_TIMEOUT: Duration = Duration::from_mins(4);
 
 /// How long a refused volume's device may be waited for: its service fails at once.
 const REFUSED_DEVICE_JOB: Duration = Duration::from_secs(30);
@@ -48,15 +52,15 @@ pub struct Link {
 pub fn plan(config: &Config) -> UnitPlan {
     let mut plan = UnitPlan::default();
     for volume in config.volumes.values() {
-        plan.files.push(mount_unit(&volume.name, &volume.mount, &volume.source_path, Some(volume)));
+        plan.files.push(target_unit(&volume.name, &volume.target, &volume.source_path, Some(volume)));
         plan.files.push(device_drop_in(&volume.name, &volume.source_path, volume.start_timeout + DEVICE_JOB_MARGIN));
         plan.files.push(service_drop_in(volume));
-        plan_dependents(&mut plan, &volume.name, Some(&volume.mount), &volume.consumers);
+        plan_dependents(&mut plan, &volume.name, Some(&volume.target), &volume.consumers);
         plan_boot(&mut plan, &volume.name, volume.auto);
     }
     for (name, refused) in &config.refused {
-        if let Some(mount) = &refused.mount {
-            let file = mount_unit(name, mount, &refused.source_path, None);
+        if let Some(target) = &refused.target {
+            let file = target_unit(name, target, &refused.source_path, None);
             // Of two volumes on one mount point the first keeps the mount unit; the services of both fail.
             if !plan.files.iter().any(|other| other.path == file.path) {
                 plan.files.push(file);
@@ -64,10 +68,18 @@ pub fn plan(config: &Config) -> UnitPlan {
             plan.files.push(device_drop_in(name, &refused.source_path, REFUSED_DEVICE_JOB));
         }
         plan.files.push(refused_drop_in(name, refused));
-        plan_dependents(&mut plan, name, refused.mount.as_ref(), &refused.consumers);
+        plan_dependents(&mut plan, name, refused.target.as_ref(), &refused.consumers);
         plan_boot(&mut plan, name, refused.auto);
     }
     plan
+}
+
+/// The unit that puts the volume to use; of a refused volume, one that can't succeed.
+fn target_unit(name: &VolumeName, target: &Target, source_path: &str, volume: Option<&Volume>) -> UnitFile {
+    match target {
+        Target::Mount(mount) => mount_unit(name, mount, source_path, volume),
+        Target::Swap => swap_unit(name, source_path, volume),
+    }
 }
 
 fn mount_unit(name: &VolumeName, mount: &MountPoint, source_path: &str, volume: Option<&Volume>) -> UnitFile {
@@ -111,6 +123,38 @@ fn mount_unit(name: &VolumeName, mount: &MountPoint, source_path: &str, volume: 
     }
 }
 
+fn swap_unit(name: &VolumeName, source_path: &str, volume: Option<&Volume>) -> UnitFile {
+    let mapper = name.mapper();
+    let mut swap_entries = vec![Entry::new("What", Value::Text(mapper.device()))];
+    if let Some(options) = volume.map(|volume| &volume.filesystem.mount_options).filter(|options| !options.is_empty()) {
+        swap_entries.push(Entry::new("Options", Value::Text(options.join(","))));
+    }
+    swap_entries.push(
+        Entry::new("TimeoutSec", Value::Duration(SWAP_TIMEOUT)).because("swapoff reads back what was swapped out."),
+    );
+    UnitFile {
+        path: mapper.swap_unit().to_string(),
+        sections: vec![
+            Section {
+                name: "Unit",
+                entries: vec![
+                    Entry::new("Description", Value::Text(format!("Swap space of the encrypted volume {name}"))),
+                    Entry::new("Documentation", Value::Text("man:secretfs-generator(8)".to_owned())),
+                    Entry::new("SourcePath", Value::Text(source_path.to_owned())),
+                    Entry::new("DefaultDependencies", Value::Flag(false)).because(
+                        "The volume's service starts after swap.target, which would wait for this, and takes it out of use itself.",
+                    ),
+                    Entry::new("BindsTo", Value::Units(vec![mapper.device_unit()])),
+                    Entry::new("After", Value::Units(vec![mapper.device_unit()])).because(
+                        "The device pulls the volume's service in. Not after the service: it waits for this swap unit.",
+                    ),
+                ],
+            },
+            Section { name: "Swap", entries: swap_entries },
+        ],
+    }
+}
+
 fn device_drop_in(name: &VolumeName, source_path: &str, job_timeout: Duration) -> UnitFile {
     UnitFile {
         path: format!("{}.d/50-secretfs.conf", name.mapper().device_unit()),
@@ -129,8 +173,12 @@ fn device_drop_in(name: &VolumeName, source_path: &str, job_timeout: Duration) -
 }
 
 fn service_drop_in(volume: &Volume) -> UnitFile {
+    let description = match &volume.target {
+        Target::Mount(mount) => format!("Encrypted volume {} at {mount}", volume.name),
+        Target::Swap => format!("Encrypted volume {}, swap space", volume.name),
+    };
     let mut unit = vec![
-        Entry::new("Description", Value::Text(format!("Encrypted volume {} at {}", volume.name, volume.mount))),
+        Entry::new("Description", Value::Text(description)),
         Entry::new("SourcePath", Value::Text(volume.source_path.clone())),
     ];
     if volume.key.needs_network() {
@@ -143,17 +191,26 @@ fn service_drop_in(volume: &Volume) -> UnitFile {
         unit.push(Entry::new("Wants", module()).because("The integrity tags of its sectors."));
         unit.push(Entry::new("After", module()));
     }
-    let above = parent(volume.mount.as_str());
-    let mut service = vec![
-        Entry::new("ReadWritePaths", Value::Paths(vec![format!("-{above}")]))
-            .because("The mount point is made there, and kept unwritable while the volume is locked."),
-    ];
+    let above = volume.target.mount().map(|mount| parent(mount.as_str()));
+    let mut service = Vec::new();
+    if let Some(above) = &above {
+        service.push(
+            Entry::new("ReadWritePaths", Value::Paths(vec![format!("-{above}")]))
+                .because("The mount point is made there, and kept unwritable while the volume is locked."),
+        );
+    }
+    let mounts_for = |file: Option<&str>| {
+        let reason = match (&above, file) {
+            (Some(_), Some(_)) => "The file systems that hold the mount point and the backing file.",
+            (Some(_), None) => "The file system that holds the mount point.",
+            (None, _) => "The file system that holds the backing file.",
+        };
+        let paths: Vec<String> = above.iter().cloned().chain(file.map(parent)).collect();
+        (!paths.is_empty()).then(|| Entry::new("RequiresMountsFor", Value::Paths(paths)).because(reason))
+    };
     match &volume.backing {
         Backing::File { path, .. } => {
-            unit.push(
-                Entry::new("RequiresMountsFor", Value::Paths(vec![above, parent(path)]))
-                    .because("The file systems that hold the mount point and the backing file."),
-            );
+            unit.extend(mounts_for(Some(path)));
             service.push(
                 Entry::new("ReadWritePaths", Value::Paths(vec![format!("-{}", parent(path))]))
                     .because("The directory of the backing file."),
@@ -161,10 +218,7 @@ fn service_drop_in(volume: &Volume) -> UnitFile {
         }
         Backing::Device { path } => {
             let device = || Value::Words(vec![format!("{}.device", escape_path(path))]);
-            unit.push(
-                Entry::new("RequiresMountsFor", Value::Paths(vec![above]))
-                    .because("The file system that holds the mount point."),
-            );
+            unit.extend(mounts_for(None));
             unit.push(
                 Entry::new("Wants", device()).because("The backing device; when it never comes, the service says so."),
             );
@@ -174,10 +228,7 @@ fn service_drop_in(volume: &Volume) -> UnitFile {
             );
         }
         Backing::Match { layout, .. } => {
-            unit.push(
-                Entry::new("RequiresMountsFor", Value::Paths(vec![above]))
-                    .because("The file system that holds the mount point."),
-            );
+            unit.extend(mounts_for(None));
             service.extend(disk_access(*layout));
         }
     }
@@ -217,16 +268,17 @@ fn refused_drop_in(name: &VolumeName, refused: &Refused) -> UnitFile {
     }
 }
 
-fn plan_dependents(plan: &mut UnitPlan, name: &VolumeName, mount: Option<&MountPoint>, consumers: &[UnitName]) {
+fn plan_dependents(plan: &mut UnitPlan, name: &VolumeName, target: Option<&Target>, consumers: &[UnitName]) {
     for consumer in consumers {
         let mut after = vec![name.service()];
         let mut entries = vec![Entry::new("Requires", Value::Units(vec![name.service()]))];
-        if let Some(mount) = mount {
-            entries.push(
-                Entry::new("BindsTo", Value::Units(vec![mount.unit()]))
-                    .because("When the mount goes away behind systemd's back, so do these."),
-            );
-            after.push(mount.unit());
+        if let Some(target) = target {
+            let unit = target.unit(name);
+            entries.push(Entry::new("BindsTo", Value::Units(vec![unit.clone()])).because(match target {
+                Target::Mount(_) => "When the mount goes away behind systemd's back, so do these.",
+                Target::Swap => "When the swap space goes away behind systemd's back, so do these.",
+            }));
+            after.push(unit);
         }
         entries.push(Entry::new("After", Value::Units(after)));
         plan.files.push(UnitFile {

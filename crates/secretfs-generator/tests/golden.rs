@@ -66,6 +66,7 @@ roots! {
     one_mount_point: "one-mount-point",
     persistent_context: "persistent-context",
     recipe: "recipe",
+    swap: "swap",
     syntax_error: "syntax-error",
     two_volumes: "two-volumes",
     xfs: "xfs",

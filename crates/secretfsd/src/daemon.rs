@@ -7,12 +7,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use secretfs_block::{DevicePath, Passphrase};
+use secretfs_block::{DevicePath, Passphrase, volume as facts};
 use secretfs_core::cause::{Cause, Failure};
-use secretfs_core::config::{Aws, Volume};
+use secretfs_core::config::{Aws, Target, Volume};
 use secretfs_core::key::{AuditTrail, FetchRequest};
 use secretfs_core::machine::{Action, Event, Exit, Machine, Step};
-use secretfs_core::name::VolumeName;
+use secretfs_core::name::{UnitName, VolumeName};
 use secretfs_core::progress::Progress;
 use secretfs_systemd::manager::{JobResult, Manager};
 use secretfs_systemd::notify::{Notifier, NotifyError};
@@ -73,6 +73,8 @@ struct Daemon {
     cancel: wipe::Cancel,
     /// The end of the zeroing beside a ready volume.
     zeroing: Option<oneshot::Receiver<Result<(), Failure>>>,
+    /// Whether `READY=1` was said.
+    ready: bool,
 }
 
 /// Runs the volume `name` until systemd stops it or it fails.
@@ -119,16 +121,17 @@ impl Daemon {
             progress: watch::Sender::new(None),
             cancel: wipe::Cancel::default(),
             zeroing: None,
+            ready: false,
         };
         Ok((daemon, signals))
     }
 
     async fn run(mut self, mut signals: Signals) -> Exit {
-        let mut mounts = mounts::Watch::new();
+        let mut mounts = mounts::Watch::new(facts::table(&self.volume));
         if let Err(error) = &mounts {
             warn_unwatched(&self.volume.name, error);
         }
-        // Half the watchdog's time; also how often a held volume is looked at where the mounts can't be watched.
+        // Half the watchdog's time; also how often a held volume is looked at where the table can't be watched.
         let beat = self.notifier.watchdog_interval().map_or(Duration::from_secs(20), |limit| limit / 2);
         let mut beat = interval(beat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -217,6 +220,7 @@ impl Daemon {
                 self.wake = Some(at);
             }
             Action::Ready => {
+                self.ready = true;
                 say(&self.notifier.ready());
             }
             Action::WipeFreeSpace => self.zeroing = self.start_zeroing(),
@@ -261,6 +265,10 @@ impl Daemon {
                 self.cancel.ask();
                 let future = unmount(self.manager.clone(), volume, self.worker.clone(), self.zeroing.take());
                 Running { step, abandonable: false, future: Box::pin(future) }
+            }
+            Step::Verify if self.ready && volume.target == Target::Swap => {
+                let look = self.start_blocking(step, volume);
+                Running { future: Box::pin(forgive_shutdown(self.manager.clone(), look.future)), ..look }
             }
             _ => self.start_blocking(step, volume),
         }
@@ -319,11 +327,15 @@ async fn fetch_key(request: FetchRequest) -> Ended {
 }
 
 async fn mount(manager: Manager, volume: Arc<Volume>) -> Ended {
-    let unit = volume.mount.unit();
+    let unit = volume.unit();
     match manager.start_unit(&unit, Step::Mount.limit()).await {
         Ok(JobResult::Done) => Event::Done(Step::Mount).into(),
         Ok(result) => {
-            let failure = Failure::new(Cause::MountFailed, format!("the job of {unit} ended with: {result}"));
+            let cause = match volume.target {
+                Target::Mount(_) => Cause::MountFailed,
+                Target::Swap => Cause::SwapFailed,
+            };
+            let failure = Failure::new(cause, format!("the job of {unit} ended with: {result}"));
             Event::Failed(Step::Mount, failure).into()
         }
         // The configuration was changed, and systemd has not read the units that come of it.
@@ -344,22 +356,48 @@ async fn unmount(
     if let Some(zeroing) = zeroing {
         let _ = zeroing.await;
     }
-    let unit = volume.mount.unit();
+    let unit = volume.unit();
+    let (cause, state) = match volume.target {
+        Target::Mount(_) => (Cause::UnmountFailed, "mounted"),
+        Target::Swap => (Cause::SwapoffFailed, "in use"),
+    };
     let result = match manager.stop_unit(&unit, Step::Unmount.limit()).await {
         // A job can be done because systemd knew of no mount; what counts is the kernel's table.
         Ok(JobResult::Done) => match worker.run(move || steps::is_mounted(&volume)).await {
             Ok(Ok(false)) => Ok(()),
-            Ok(Ok(true)) => Err(Failure::new(Cause::UnmountFailed, format!("{unit} is stopped, yet it is mounted"))),
+            Ok(Ok(true)) => Err(Failure::new(cause, format!("{unit} is stopped, yet it is {state}"))),
             Ok(Err(failure)) => Err(failure),
-            Err(_) => Err(Failure::new(Cause::Internal, "the look at the mounts panicked")),
+            Err(_) => Err(Failure::new(Cause::Internal, "the look at the kernel's table panicked")),
         },
-        Ok(result) => Err(Failure::new(Cause::UnmountFailed, format!("the job of {unit} ended with: {result}"))),
+        Ok(result) => Err(Failure::new(cause, format!("the job of {unit} ended with: {result}"))),
         Err(error) => Err(error.failure()),
     };
     match result {
         Ok(()) => Event::Done(Step::Unmount).into(),
         Err(failure) => Event::Failed(Step::Unmount, failure).into(),
     }
+}
+
+/// Takes swap space that went away while the system goes down for no loss.
+///
+/// systemd has a unit for each name of the device, made from `/proc/swaps`, and these conflict with umount.target. To stop
+/// one is to stop them all (`swap_following_set` of systemd's `swap.c`), ours too, and before this service, which is
+/// stopped in a moment.
+async fn forgive_shutdown(manager: Manager, look: impl Future<Output = Ended>) -> Ended {
+    let ended = look.await;
+    match &ended.event {
+        Event::Failed(step, failure) if failure.cause == Cause::SwapLost && is_going_down(&manager).await => {
+            Event::Done(*step).into()
+        }
+        _ => ended,
+    }
+}
+
+/// Whether the system goes down; by what systemd itself tells it by.
+async fn is_going_down(manager: &Manager) -> bool {
+    let shutdown = UnitName::new("shutdown.target").expect("a unit name");
+    let facts = manager.unit_facts(&shutdown, ASK_LIMIT).await;
+    facts.is_ok_and(|facts| facts.is_active() || facts.job_pending)
 }
 
 /// Fails what waits for the volume's device, so that nobody waits for a volume that will not come.
@@ -395,7 +433,7 @@ async fn finish(running: &mut Option<Running>) -> Ended {
 }
 
 fn warn_unwatched(name: &VolumeName, error: &io::Error) {
-    tracing::warn!(volume = %name, "the mounts cannot be watched, only looked at from time to time: {error}");
+    tracing::warn!(volume = %name, "the kernel's table cannot be watched, only looked at from time to time: {error}");
 }
 
 async fn sleep_or_never(until: Option<Instant>) {

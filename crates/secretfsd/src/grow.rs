@@ -5,7 +5,7 @@
 
 use secretfs_block::{Outcome, luks, volume as facts};
 use secretfs_core::cause::{Cause, Failure, Retry};
-use secretfs_core::config::{Aws, Volume};
+use secretfs_core::config::{Aws, Target, Volume};
 use secretfs_core::machine::{Exit, Step};
 use secretfs_core::name::VolumeName;
 
@@ -38,6 +38,9 @@ pub async fn run(name: &VolumeName) -> Exit {
 
 /// The calls block, and nothing else waits in this process.
 async fn grow(volume: &Volume, aws: &Aws) -> Result<Outcome, Failure> {
+    if volume.target == Target::Swap {
+        return Err(Failure::new(Cause::SwapFixed, volume.unit().to_string()));
+    }
     // Whatever else is mapped or mounted under the volume's names is not touched.
     let verified = facts::verify(volume)?;
     if verified.encryption.authenticated {

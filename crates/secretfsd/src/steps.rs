@@ -18,8 +18,9 @@ use secretfs_core::config::{Backing, Layout, Luks, RootDirectory, Volume};
 use secretfs_core::forecast::Disks;
 use secretfs_core::key::Kdf;
 use secretfs_core::machine::{Contents, Event, Step};
+use secretfs_core::name::MountPoint;
 
-/// Looks at what is mapped and mounted under the volume's names.
+/// Looks at what is mapped and mounted, or in use as swap space, under the volume's names.
 pub fn survey(volume: &Volume) -> Result<Event, Failure> {
     // What a daemon that was killed left of it.
     facts::note_progress(volume, None)?;
@@ -45,7 +46,7 @@ fn remember(volume: &Volume, luks_uuid: &str) {
 /// Makes the mount point unwritable for as long as nothing is mounted on it. A file system that can't do that is no
 /// reason to have no volume; it is said.
 pub fn guard(volume: &Volume) -> Result<Event, Failure> {
-    match mountpoint::guard(Path::new(volume.mount.as_str())) {
+    match mountpoint::guard(Path::new(mount_point(volume, Step::Guard)?.as_str())) {
         Ok(_) => {}
         Err(error) if error.is_unsupported() => {
             let failure = error.failure();
@@ -143,7 +144,7 @@ pub fn inspect_mapping(volume: &Volume) -> Result<Event, Failure> {
     Ok(Event::Inspected { contents, unfinished, wipe_due })
 }
 
-/// Makes the file system on the mapping of an unfinished format.
+/// Makes the file system or the swap space on the mapping of an unfinished format.
 pub fn make_filesystem(volume: &Volume) -> Result<Event, Failure> {
     filesystem::make(&mapped_device(volume)?, &volume.filesystem).map_err(|error| error.failure())?;
     Ok(Event::Done(Step::MakeFilesystem))
@@ -169,7 +170,7 @@ pub fn grow(volume: &Volume) -> Event {
 
 /// Has the mounted file system fill its mapping.
 pub fn grow_filesystem(volume: &Volume) -> Result<Outcome, Failure> {
-    let mount = Path::new(volume.mount.as_str());
+    let mount = Path::new(mount_point(volume, Step::Grow)?.as_str());
     let outcome = filesystem::grow(&mapped_device(volume)?, mount, volume.filesystem.kind);
     let outcome = outcome.map_err(|error| error.failure())?;
     if outcome == Outcome::Changed {
@@ -180,14 +181,15 @@ pub fn grow_filesystem(volume: &Volume) -> Result<Outcome, Failure> {
 
 /// Gives the mounted root directory its owner, group and mode.
 pub fn own(volume: &Volume) -> Result<Event, Failure> {
+    let mount_point = mount_point(volume, Step::Own)?;
     // The directory below the mount is not meant; it is immutable besides.
     if !is_mounted(volume)? {
-        return Err(Failure::new(Cause::MountLost, format!("nothing of it is mounted on {}", volume.mount)));
+        return Err(Failure::new(Cause::MountLost, format!("nothing of it is mounted on {mount_point}")));
     }
     let RootDirectory { owner, group, mode } = &volume.filesystem.root;
     let owner = owner.as_deref().map(user_id).transpose()?;
     let group = group.as_deref().map(group_id).transpose()?;
-    filesystem::own(Path::new(volume.mount.as_str()), owner, group, *mode).map_err(|error| error.failure())?;
+    filesystem::own(Path::new(mount_point.as_str()), owner, group, *mode).map_err(|error| error.failure())?;
     Ok(Event::Done(Step::Own))
 }
 
@@ -231,7 +233,13 @@ pub fn detach(volume: &Volume) -> Result<Event, Failure> {
     Ok(Event::Done(Step::Detach))
 }
 
-/// Whether the volume's file system is mounted on its mount point.
+/// The mount point, which the steps that need one are asked for only where there is one.
+fn mount_point(volume: &Volume, step: Step) -> Result<&MountPoint, Failure> {
+    let none = || Failure::new(Cause::Internal, format!("{step} of what has no mount point"));
+    volume.target.mount().ok_or_else(none)
+}
+
+/// Whether the volume's file system is mounted on its mount point, or the volume in use as swap space.
 pub fn is_mounted(volume: &Volume) -> Result<bool, Failure> {
     Ok(facts::survey(volume)?.1 == Link::Ours)
 }

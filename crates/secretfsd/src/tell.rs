@@ -15,7 +15,7 @@ pub fn tell(name: &str, story: &Story, trail: &AuditTrail) {
             tracing::info!(
                 message_id = ids::VOLUME_ADOPTED,
                 volume = name,
-                "volume {name}: found mounted, verified and taken over; ready"
+                "volume {name}: found up, verified and taken over; ready"
             );
         }
         Story::Waiting { step, failure, attempt, wait } => {
@@ -46,7 +46,7 @@ pub fn tell(name: &str, story: &Story, trail: &AuditTrail) {
             );
         }
         Story::Stopped => {
-            tracing::info!(message_id = ids::VOLUME_STOPPED, volume = name, "volume {name}: unmounted and closed");
+            tracing::info!(message_id = ids::VOLUME_STOPPED, volume = name, "volume {name}: taken down and closed");
         }
     }
 }

@@ -75,11 +75,12 @@ pub fn free_space(volume: &Volume, cancel: &Cancel, told: &watch::Sender<Option<
 fn try_free_space(volume: &Volume, cancel: &Cancel, told: &watch::Sender<Option<Progress>>) -> Result<(), Failure> {
     let device = steps::present_device(volume)?;
     let due = luks::zeroed(&device).map_err(|error| error.failure())?.is_some();
+    let Some(mount) = volume.target.mount().filter(|_| due) else { return Ok(()) };
     // Nothing is to be filled but the volume, should it be gone already.
-    if !due || !steps::is_mounted(volume)? {
+    if !steps::is_mounted(volume)? {
         return Ok(());
     }
-    let mut zeroing = Zeroing::of_free_space(volume.mount.as_str().as_ref()).map_err(failure)?;
+    let mut zeroing = Zeroing::of_free_space(mount.as_str().as_ref()).map_err(failure)?;
     // The volume's users come first: they have the disk for as long as each chunk took.
     let whole = drive(volume, &mut zeroing, cancel, told, |_, took| {
         thread::sleep(took);

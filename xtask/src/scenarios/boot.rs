@@ -11,7 +11,7 @@ use crate::vm::Rig;
 const BOOT_JOBS_LIMIT: Duration = Duration::from_mins(3);
 
 /// Waits until every job of the boot is done; fails if a unit failed.
-fn wait_for_boot(rig: &Rig) -> Result<()> {
+pub(super) fn wait_for_boot(rig: &Rig) -> Result<()> {
     rig.vm.wait_until("no job is left", "[ -z \"$(systemctl list-jobs --no-legend)\" ]", BOOT_JOBS_LIMIT)?;
     let failed = rig.vm.ok("systemctl list-units --no-legend --failed")?;
     ensure!(failed.is_empty(), "after the boot some units are failed:\n{failed}");

@@ -2,7 +2,8 @@
 
 use anyhow::{Result, ensure};
 
-use super::guest::{DISK_A, UP_LIMIT, Volume};
+use super::boot::wait_for_boot;
+use super::guest::{DISK_A, UP_LIMIT, Volume, in_order};
 use crate::vm::Rig;
 
 /// A btrfs has no device number of its own in the table of mounts, and must be known all the same.
@@ -115,6 +116,132 @@ pub(super) fn unknown_owner(rig: &mut Rig) -> Result<()> {
     rig.vm.ok("userdel rig-nobody")?;
     owned?;
     rig.vm.ok("systemctl stop secretfs@data")?;
+    volume.check_gone(rig)
+}
+
+/// Swap space has no mount point, lives for one boot, and is watched as a mount is.
+pub(super) fn swap(rig: &mut Rig) -> Result<()> {
+    // For its name; what it says of a mount holds for none.
+    let volume = Volume { name: "swap".into(), ..Volume::data(DISK_A) };
+    rig.configure_text(&format!(
+        r#"[volume.swap]
+backing = {{ device = "{DISK_A}" }}
+filesystem = {{ type = "swap", label = "rig-swap", mount-options = ["pri=7", "discard"] }}
+luks = {{ discard = true }}
+key = {{ source = "s3+kms", bucket = "an-internalstoragekeybucket", object = "random-key", kms-key = "alias/EncFSForEC2InternalStorageKey" }}
+consumers = ["rig-named.service"]
+"#
+    ))?;
+    let requires = "Requires=secretfs@swap.service\nAfter=secretfs@swap.service";
+    for (unit, dependencies) in [("rig-app.service", requires), ("rig-named.service", "")] {
+        let text = format!(
+            "[Unit]\nDescription={unit}\n{dependencies}\n\n[Service]\nExecStart=/bin/sleep infinity\n\n[Install]\nWantedBy=multi-user.target\n"
+        );
+        rig.vm.put_file(&format!("/etc/systemd/system/{unit}"), text)?;
+    }
+    rig.vm.ok("systemctl daemon-reload && systemctl enable rig-app rig-named")?;
+    let plan = rig.vm.ok("secretfs plan swap")?;
+    ensure!(plan.contains("FORMAT") && plan.contains("use it as swap space"), "{plan}");
+
+    rig.vm.ok("systemctl start rig-app rig-named")?;
+    check_swap_up(rig)?;
+    let used = rig.number("dev-mapper-secretfs\\x2dswap.swap", "ActiveEnterTimestampMonotonic")?;
+    let ready = rig.number("secretfs@swap.service", "ActiveEnterTimestampMonotonic")?;
+    for unit in ["rig-app.service", "rig-named.service"] {
+        let started = rig.number(unit, "ExecMainStartTimestampMonotonic")?;
+        ensure!(used < ready && ready < started, "swap at {used} µs, ready at {ready} µs, {unit} at {started} µs");
+    }
+    let plan = rig.vm.ok("secretfs plan swap")?;
+    ensure!(plan.contains("take over the swap space"), "{plan}");
+    let label = "blkid --probe --match-tag LABEL --output value /dev/mapper/secretfs-swap";
+    ensure!(rig.vm.ok(label)?.trim() == "rig-swap", "the label is another");
+
+    // It has the size that it was made with.
+    let said = rig.vm.fails("secretfs grow swap 2>&1")?;
+    ensure!(said.contains("swap-fixed"), "{said}");
+    rig.vm.fails("systemctl reload secretfs@swap")?;
+    rig.check_said("secretfs@swap.service", &["swap-fixed"])?;
+    check_swap_up(rig)?;
+
+    // A second start in the same boot finds what the first one made.
+    let made = "blkid --probe --match-tag UUID --output value /dev/mapper/secretfs-swap";
+    let before = (volume.luks_uuid(rig)?, rig.vm.ok(made)?);
+    rig.vm.ok("systemctl stop secretfs@swap")?;
+    check_swap_gone(rig, &volume)?;
+    rig.same("secretfs@swap.service", "Result", "success")?;
+    rig.vm.ok("systemctl start rig-app rig-named")?;
+    check_swap_up(rig)?;
+    ensure!((volume.luks_uuid(rig)?, rig.vm.ok(made)?) == before, "it was made anew in the same boot");
+
+    let daemon = rig.number("secretfs@swap.service", "MainPID")?;
+    rig.vm.ok(&format!("kill -9 {daemon}"))?;
+    rig.vm.wait_until(
+        "another instance is ready",
+        &format!(
+            "[ \"$(systemctl show --value --property MainPID secretfs@swap)\" != {daemon} ] &&
+             systemctl is-active secretfs@swap"
+        ),
+        UP_LIMIT,
+    )?;
+    check_swap_up(rig)?;
+    for unit in ["rig-app.service", "rig-named.service"] {
+        rig.wait_active(unit)?;
+    }
+
+    rig.vm.ok("swapoff /dev/mapper/secretfs-swap")?;
+    rig.vm.wait_until("the service has failed", "systemctl is-failed secretfs@swap", UP_LIMIT)?;
+    rig.vm.wait_until("the consumers are stopped", "! systemctl is-active rig-app rig-named", UP_LIMIT)?;
+    let status = rig.show("secretfs@swap.service", "StatusText")?;
+    ensure!(status.contains("swap-lost"), "STATUS= is `{status}`");
+    rig.check_said("secretfs@swap.service", &["swap-lost", "hint:"])?;
+    check_swap_gone(rig, &volume)?;
+    rig.vm.ok("systemctl start rig-app rig-named")?;
+    check_swap_up(rig)?;
+
+    // systemd takes all swap space out of use at shutdown, which is no loss, and nobody waits for anybody.
+    rig.vm.reboot()?;
+    let last = rig.vm.ok("journalctl --no-pager --quiet --boot=-1 --output=short-precise")?;
+    let down = last.rfind("Stopping rig-named.service").map_or("", |at| &last[at..]);
+    in_order(down, &["Stopped rig-named.service", "Deactivated swap", "Stopped secretfs@swap.service"])?;
+    ensure!(!down.contains("swap-lost"), "{down}");
+    wait_for_boot(rig)?;
+    check_swap_up(rig)?;
+    let after = (volume.luks_uuid(rig)?, rig.vm.ok(made)?);
+    ensure!(before.0 != after.0 && before.1 != after.1, "it was not made anew: {before:?}, {after:?}");
+    for unit in ["rig-app.service", "rig-named.service"] {
+        rig.same(unit, "ActiveState", "active")?;
+    }
+    rig.vm.ok("systemctl stop secretfs@swap")?;
+    check_swap_gone(rig, &volume)?;
+    rig.check_quiet_journal()
+}
+
+/// Fails unless the volume `swap` is up: service, swap unit, mapping and the kernel's table all say so.
+fn check_swap_up(rig: &Rig) -> Result<()> {
+    rig.same("secretfs@swap.service", "ActiveState", "active")?;
+    rig.same("dev-mapper-secretfs\\x2dswap.swap", "ActiveState", "active")?;
+    let device = rig.vm.ok("readlink --canonicalize /dev/mapper/secretfs-swap")?;
+    let swaps = rig.vm.ok("awk 'NR > 1 { print $1, $5 }' /proc/swaps")?;
+    ensure!(swaps.trim() == format!("{} 7", device.trim()), "/proc/swaps has: {swaps}");
+    let table = rig.vm.ok("dmsetup table secretfs-swap")?;
+    ensure!(table.contains(" crypt aes-xts-plain64 ") && table.contains("allow_discards"), "{table}");
+    let reports: serde_json::Value = serde_json::from_str(&rig.vm.ok("secretfs status swap --json")?)?;
+    let wanted = serde_json::json!({
+        "state": "ready", "mount": null, "mounted": false, "swap": true, "filesystem": "swap", "lifecycle": "ephemeral",
+    });
+    for (key, wanted) in wanted.as_object().expect("an object") {
+        ensure!(reports[0][key] == *wanted, "`{key}` should be {wanted}: {reports:#}");
+    }
+    Ok(())
+}
+
+/// Fails if anything of the volume `swap` is left.
+fn check_swap_gone(rig: &Rig, volume: &Volume) -> Result<()> {
+    let swaps = rig.vm.ok("tail --lines=+2 /proc/swaps")?;
+    ensure!(swaps.is_empty(), "in use is still: {swaps}");
+    for unit in ["rig-app.service", "rig-named.service"] {
+        rig.same(unit, "ActiveState", "inactive")?;
+    }
     volume.check_gone(rig)
 }
 

@@ -39,6 +39,10 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: filesystems::options,
     },
     Scenario { name: "an owner that does not exist: refused, nothing left", run: filesystems::unknown_owner },
+    Scenario {
+        name: "swap on a disk: not made twice in a boot, swapoff noticed, taken over, fresh after a reboot",
+        run: filesystems::swap,
+    },
     Scenario { name: "grow a file while the volume is in use, and at the next start", run: grow::file },
     Scenario { name: "grow a device while the volume is in use, and at the next start", run: grow::device },
     Scenario { name: "grow denied by KMS, grow to less: the volume goes on as it was", run: grow::refused },

@@ -141,7 +141,8 @@ pub(super) fn discarded(rig: &mut Rig) -> Result<()> {
     rig.vm.ok("rm /run/secretfs/scratch.formatted && systemctl start secretfs@scratch")?;
     volume.check_up(rig)?;
     let emptied = kib(rig)?;
-    ensure!(full > 40 << 10 && emptied < 24 << 10, "the file took {full} KiB and takes {emptied} KiB");
+    // libcryptsetup writes the whole header area, mkfs its journal.
+    ensure!(emptied + (32 << 10) < full, "the file took {full} KiB and takes {emptied} KiB");
     Ok(())
 }
 

@@ -56,32 +56,32 @@ impl GrowError {
     }
 }
 
-/// Has the file system on `device`, mounted at `mount`, fill the device, if it leaves room worth having.
+/// Has the file system on `device`, mounted at `mount`, fill the device, if it leaves room worth having. Swap space has the
+/// size it was made with.
 pub fn grow(device: &DevicePath, mount: &Path, kind: FilesystemType) -> Result<Outcome, GrowError> {
-    if bytes(device, kind)? + LEFT_OVER > inspect::size(device)? {
+    let mount = mount.to_string_lossy();
+    let (size, program, arguments): (Size, _, &[&str]) = match kind {
+        FilesystemType::Ext4 => (ext4, "resize2fs", &[device.as_str()]),
+        FilesystemType::Xfs => (xfs, "xfs_growfs", &["-d", &mount]),
+        FilesystemType::Btrfs => (btrfs, "btrfs", &["filesystem", "resize", "max", &mount]),
+        FilesystemType::Swap => return Ok(Outcome::Unchanged),
+    };
+    if bytes(device, size)? + LEFT_OVER > inspect::size(device)? {
         return Ok(Outcome::Unchanged);
     }
-    let mount = mount.to_string_lossy();
-    let grown = match kind {
-        FilesystemType::Ext4 => tool::run("resize2fs", &[device.as_str()]),
-        FilesystemType::Xfs => tool::run("xfs_growfs", &["-d", &mount]),
-        FilesystemType::Btrfs => tool::run("btrfs", &["filesystem", "resize", "max", &mount]),
-    };
-    match grown {
+    match tool::run(program, arguments) {
         Ok(_) => Ok(Outcome::Changed),
         Err(source) => Err(GrowError::Tool { device: device.clone(), filesystem: kind.as_str(), source }),
     }
 }
 
+/// Reads the size from a superblock.
+type Size = fn(&File) -> io::Result<u64>;
+
 /// The size of the file system by its superblock. XFS and btrfs may write it a little later than they act on it; then
 /// the program is run once more, and has nothing to do.
-fn bytes(device: &DevicePath, kind: FilesystemType) -> Result<u64, GrowError> {
-    let file = File::open(device.as_path());
-    let read = file.and_then(|file| match kind {
-        FilesystemType::Ext4 => ext4(&file),
-        FilesystemType::Xfs => xfs(&file),
-        FilesystemType::Btrfs => btrfs(&file),
-    });
+fn bytes(device: &DevicePath, size: Size) -> Result<u64, GrowError> {
+    let read = File::open(device.as_path()).and_then(|file| size(&file));
     read.map_err(|source| GrowError::Read { device: device.clone(), source })
 }
 
@@ -125,13 +125,26 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
+    /// Those that can be mounted.
+    const SIZES: [(FilesystemType, Size); 3] =
+        [(FilesystemType::Ext4, ext4), (FilesystemType::Xfs, xfs), (FilesystemType::Btrfs, btrfs)];
+
+    #[test]
+    fn swap_space_stays_as_it_is() {
+        let scratch = Scratch::new();
+        let device = scratch.device("swap", 64 * MIB);
+        make(&device, &Filesystem::of(FilesystemType::Swap)).unwrap();
+        File::options().write(true).open(device.as_path()).unwrap().set_len(128 * MIB).unwrap();
+        assert_eq!(grow(&device, Path::new("/nowhere"), FilesystemType::Swap).unwrap(), Outcome::Unchanged);
+    }
+
     #[test]
     fn a_superblock_tells_the_size() {
         let scratch = Scratch::new();
-        for kind in FilesystemType::ALL {
+        for (kind, size) in SIZES {
             let device = scratch.device(kind.as_str(), 512 * MIB);
             make(&device, &Filesystem::of(kind)).unwrap();
-            assert_eq!(bytes(&device, kind).unwrap(), 512 * MIB, "{kind:?}");
+            assert_eq!(bytes(&device, size).unwrap(), 512 * MIB, "{kind:?}");
             // Nothing is mounted anywhere: a program that was run would fail.
             assert_eq!(grow(&device, Path::new("/nowhere"), kind).unwrap(), Outcome::Unchanged);
         }
@@ -153,7 +166,7 @@ mod tests {
         make(&device, &Filesystem::of(FilesystemType::Ext4)).unwrap();
         File::options().write(true).open(device.as_path()).unwrap().set_len(128 * MIB).unwrap();
         assert_eq!(grow(&device, Path::new("/nowhere"), FilesystemType::Ext4).unwrap(), Outcome::Changed);
-        assert_eq!(bytes(&device, FilesystemType::Ext4).unwrap(), 128 * MIB);
+        assert_eq!(bytes(&device, ext4).unwrap(), 128 * MIB);
         assert_eq!(grow(&device, Path::new("/nowhere"), FilesystemType::Ext4).unwrap(), Outcome::Unchanged);
     }
 
@@ -161,7 +174,7 @@ mod tests {
     #[ignore = "needs root, loop devices and mount(2)"]
     fn a_mounted_file_system_grows() {
         let scratch = Scratch::new();
-        for kind in FilesystemType::ALL {
+        for (kind, _) in SIZES {
             let path = scratch.path(kind.as_str());
             crate::backing::ensure(&path, 512 * MIB).unwrap();
             make(&crate::testing::device_at(&path), &Filesystem::of(kind)).unwrap();

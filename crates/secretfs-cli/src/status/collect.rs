@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 use secretfs_block::volume::{backing_device, progress};
 use secretfs_block::{device, mapping};
 use secretfs_core::chain::{Mount, luks_uuid, parse_crypt_table, top_mount};
-use secretfs_core::config::{Config, Volume};
-use secretfs_core::name::{MountPoint, VolumeName};
+use secretfs_core::config::{Config, FilesystemType, Target, Volume};
+use secretfs_core::name::VolumeName;
 use secretfs_systemd::manager::{Manager, UnitFacts};
 
 use super::{Report, Usage};
@@ -24,16 +24,15 @@ pub async fn collect(config: &Config, only: Option<&str>) -> Vec<Report> {
     for volume in config.volumes.values().filter(|volume| wanted(&volume.name)) {
         let mut report = begin(&manager, &volume.name).await;
         add_volume(&mut report, volume);
-        add_chain(&mut report, &volume.name, &volume.mount, &mountinfo);
+        add_chain(&mut report, &volume.name, &volume.target, &mountinfo);
         reports.push(report);
     }
     for (name, refused) in config.refused.iter().filter(|(name, _)| wanted(name)) {
         let mut report = begin(&manager, name).await;
         report.state = "refused";
         report.errors = refused.errors.iter().map(ToString::to_string).collect();
-        if let Some(mount) = &refused.mount {
-            report.mount = Some(mount.to_string());
-            add_chain(&mut report, name, mount, &mountinfo);
+        if let Some(target) = &refused.target {
+            add_chain(&mut report, name, target, &mountinfo);
         }
         reports.push(report);
     }
@@ -58,6 +57,7 @@ async fn begin(manager: &Manager, name: &VolumeName) -> Report {
         main_pid: facts.main_pid,
         mount: None,
         mounted: false,
+        swap: None,
         filesystem: None,
         mapper: name.mapper().device(),
         cipher: None,
@@ -88,15 +88,16 @@ fn state(facts: &UnitFacts) -> &'static str {
 }
 
 fn add_volume(report: &mut Report, volume: &Volume) {
-    report.mount = Some(volume.mount.to_string());
     report.lifecycle = Some(volume.lifecycle.as_str());
     report.backing = Some(volume.backing.to_string());
     report.key_source = Some(volume.key.describe());
     report.backing_device = backing_device(volume).ok().flatten().map(|device| device.to_string());
 }
 
-/// What the kernel says of the mapping and the mount.
-fn add_chain(report: &mut Report, name: &VolumeName, mount: &MountPoint, mountinfo: &str) {
+/// What the kernel says of the mapping, and of the mount or the swap space.
+fn add_chain(report: &mut Report, name: &VolumeName, target: &Target, mountinfo: &str) {
+    report.mount = target.mount().map(ToString::to_string);
+    report.swap = (*target == Target::Swap).then_some(false);
     let mapping = mapping::active(&name.mapper()).ok().flatten();
     if let Some(mapping) = &mapping {
         report.luks_uuid = luks_uuid(&mapping.uuid);
@@ -111,6 +112,19 @@ fn add_chain(report: &mut Report, name: &VolumeName, mount: &MountPoint, mountin
         device::DeviceNumber::from_raw(metadata.rdev()).to_string()
     }) else {
         return;
+    };
+    let mount = match target {
+        Target::Mount(mount) => mount,
+        Target::Swap => {
+            let swaps = device::swaps().unwrap_or_default();
+            if let Some(swap) = swaps.iter().find(|swap| swap.devno.as_ref() == Some(&number)) {
+                report.swap = Some(true);
+                report.filesystem = Some(FilesystemType::Swap.as_str().to_owned());
+                let available = swap.size.saturating_sub(swap.used);
+                report.usage = Some(Usage { size: swap.size, used: swap.used, available });
+            }
+            return;
+        }
     };
     let ours = |mounted: &Mount| match &mapping {
         Some(mapping) => mounted.is_on(&name.mapper(), mapping),

@@ -38,6 +38,7 @@ fn lines(report: &Report) -> Vec<(&'static str, String)> {
             _ => format!("{mount} (not mounted)"),
         }),
     );
+    add("Swap", report.swap.map(|in_use| if in_use { "in use" } else { "not in use" }.to_owned()));
     add(
         "Mapper",
         report.cipher.as_ref().map(|_| match &report.luks_uuid {
@@ -105,6 +106,7 @@ mod tests {
             main_pid: Some(42),
             mount: Some("/mnt/secretfs".to_owned()),
             mounted: true,
+            swap: None,
             filesystem: Some("ext4".to_owned()),
             mapper: "/dev/mapper/secretfs-scratch".to_owned(),
             cipher: Some("aes-xts-plain64".to_owned()),
@@ -137,6 +139,17 @@ mod tests {
         Unit: secretfs@scratch.service (PID 42)
 ";
         assert_eq!(render(&[ready()], 1060, false), wanted);
+    }
+
+    #[test]
+    fn swap_space_has_no_mount() {
+        let usage = Some(Usage { size: 2 << 30, used: 0, available: 2 << 30 });
+        let swap = |in_use| Report { mount: None, mounted: false, swap: Some(in_use), usage, ..ready() };
+        for (in_use, line) in [(true, "        Swap: in use\n"), (false, "        Swap: not in use\n")] {
+            let text = render(&[swap(in_use)], 1060, false);
+            assert!(text.contains(line) && !text.contains("Mount:"), "{text}");
+            assert!(text.contains("       Usage: 0 B of 2.0 GiB (0 %)\n"), "{text}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ pub struct Filesystem {
     pub label: Option<String>,
     /// More words for mkfs, each option followed by its value if it takes one; none names a device.
     pub mkfs_options: Vec<String>,
-    /// Options of the mount; none has a comma.
+    /// Options of the mount or of swapon(8); none has a comma.
     pub mount_options: Vec<String>,
     /// Who owns its root directory.
     pub root: RootDirectory,
@@ -31,11 +31,13 @@ pub enum FilesystemType {
     Xfs,
     /// btrfs, on this one device.
     Btrfs,
+    /// Swap space, which is no file system and is chosen in its place.
+    Swap,
 }
 
 impl FilesystemType {
     /// Every type there is.
-    pub const ALL: [Self; 3] = [Self::Ext4, Self::Xfs, Self::Btrfs];
+    pub const ALL: [Self; 4] = [Self::Ext4, Self::Xfs, Self::Btrfs, Self::Swap];
 
     /// Its name, in the configuration, in `Type=` of a mount unit and in what libblkid says.
     pub fn as_str(self) -> &'static str {
@@ -43,6 +45,7 @@ impl FilesystemType {
             Self::Ext4 => "ext4",
             Self::Xfs => "xfs",
             Self::Btrfs => "btrfs",
+            Self::Swap => "swap",
         }
     }
 }

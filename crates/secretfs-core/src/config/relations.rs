@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Backing, Config, ConfigError, Place, Refused, Volume};
-use crate::name::VolumeName;
+use super::{Backing, Config, ConfigError, Place, Refused, Target, Volume};
+use crate::name::{MountPoint, VolumeName};
 
 /// Refuses every volume that can't be had together with the others.
 ///
@@ -18,13 +18,19 @@ pub(super) fn check(config: &mut Config) {
         }
         for (other_name, other) in config.volumes.iter().filter(|(other_name, _)| *other_name != name) {
             let mut fault = |key, message, hint| faults.entry(name.clone()).or_default().push((key, message, hint));
-            if volume.mount == other.mount {
-                let message = format!("volume {other_name} is mounted on {} too", other.mount);
+            if let Some(mount) = volume.target.mount().filter(|mount| other.target.mount() == Some(*mount)) {
+                let message = format!("volume {other_name} is mounted on {mount} too");
                 fault("mount", message, "give each volume a mount point of its own");
             }
             if volume.backing.path() == Some(&other.name.mapper().device()) {
-                let message = format!("{} is volume {other_name} and carries its file system", volume.backing);
-                fault("backing", message, "use a file below that volume's mount point, or another device");
+                let (what, hint) = match &other.target {
+                    Target::Mount(_) => (
+                        " and carries its file system",
+                        "use a file below that volume's mount point, or another device",
+                    ),
+                    Target::Swap => (", which is swap space", "give the device that is to be encrypted"),
+                };
+                fault("backing", format!("{} is volume {other_name}{what}", volume.backing), hint);
             }
             if is_one(&volume.backing, &other.backing) {
                 let message = format!("volume {other_name} uses {} too", other.backing);
@@ -32,17 +38,19 @@ pub(super) fn check(config: &mut Config) {
             }
         }
         for (other_name, other) in &config.refused {
-            if other.mount.as_ref() == Some(&volume.mount) {
-                let message = format!("volume {other_name}, which is refused, is mounted on {} too", volume.mount);
+            let other = other.target.as_ref().and_then(Target::mount);
+            if let Some(mount) = other.filter(|mount| volume.target.mount() == Some(*mount)) {
+                let message = format!("volume {other_name}, which is refused, is mounted on {mount} too");
                 let hint = "put that volume right, or give each a mount point of its own";
                 faults.entry(name.clone()).or_default().push(("mount", message, hint));
             }
         }
-        if needs_itself(name, &config.volumes) {
-            let message = format!(
-                "with its backing on {} and its mount on {}, it would wait for itself",
-                volume.backing, volume.mount
-            );
+        // Nothing lies below swap space, so only what is mounted can be part of a circle.
+        if let Target::Mount(mount) = &volume.target
+            && needs_itself(name, &config.volumes)
+        {
+            let message =
+                format!("with its backing on {} and its mount on {mount}, it would wait for itself", volume.backing);
             let hint = "a volume can't lie on or below a volume that in turn needs it; move one of the two";
             faults.entry(name.clone()).or_default().push(("mount", message, hint));
         }
@@ -88,13 +96,14 @@ fn needs_itself(name: &VolumeName, volumes: &BTreeMap<VolumeName, Volume>) -> bo
 
 /// The volumes whose mount lies above this one's mount point or backing file.
 fn needs<'a>(volume: &Volume, volumes: &'a BTreeMap<VolumeName, Volume>) -> Vec<&'a VolumeName> {
-    let lies_on = |other: &Volume| match &volume.backing {
-        Backing::File { path, .. } => path.strip_prefix(other.mount.as_str()).is_some_and(|rest| rest.starts_with('/')),
+    let lies_on = |other: &MountPoint| match &volume.backing {
+        Backing::File { path, .. } => path.strip_prefix(other.as_str()).is_some_and(|rest| rest.starts_with('/')),
         Backing::Device { .. } | Backing::Match { .. } => false,
     };
+    let is_below = |other: &MountPoint| volume.target.mount().is_some_and(|mount| mount.is_below(other));
     volumes
         .iter()
-        .filter(|(_, other)| volume.mount.is_below(&other.mount) || lies_on(other))
+        .filter(|(_, other)| other.target.mount().is_some_and(|other| is_below(other) || lies_on(other)))
         .map(|(name, _)| name)
         .collect()
 }

@@ -3,17 +3,24 @@
 use toml::Spanned;
 use toml::de::DeValue;
 
-use super::{ConfigError, Refused, Source, validate};
+use super::{ConfigError, FilesystemType, Refused, Source, Target, validate};
 use crate::name::{MountPoint, UnitName, VolumeName};
 
 /// Reads what of a volume its dependents need to know, however wrong the rest is.
 pub(super) fn volume(source: &Source, name: &VolumeName, value: &Spanned<DeValue<'_>>) -> Refused {
     let field = |name: &str| value.get_ref().get(name).map(Spanned::get_ref);
-    let mount = field("mount").and_then(DeValue::as_str).and_then(|path| MountPoint::new(path).ok());
+    let kind =
+        field("filesystem").and_then(|filesystem| filesystem.get("type")).and_then(|kind| kind.get_ref().as_str());
+    let target = if kind == Some(FilesystemType::Swap.as_str()) {
+        Some(Target::Swap)
+    } else {
+        let mount = field("mount").and_then(DeValue::as_str).and_then(|path| MountPoint::new(path).ok());
+        mount.map(Target::Mount)
+    };
     let units = field("consumers").and_then(DeValue::as_array).into_iter().flatten();
-    let consumers = consumers(name, mount.as_ref(), units.filter_map(|unit| unit.get_ref().as_str()));
+    let consumers = consumers(name, target.as_ref(), units.filter_map(|unit| unit.get_ref().as_str()));
     let auto = field("auto").and_then(DeValue::as_bool).unwrap_or(true);
-    Refused { source_path: source.path.clone(), mount, consumers, auto, errors: Vec::new() }
+    Refused { source_path: source.path.clone(), target, consumers, auto, errors: Vec::new() }
 }
 
 /// Makes one stand-in for all that a file with a syntax error may have said.
@@ -25,17 +32,13 @@ pub(super) fn file(source: &Source, error: ConfigError) -> (VolumeName, Refused)
     let code = source.text.lines().map(|line| line.split('#').next().unwrap_or_default());
     let words = code.flat_map(|line| line.split(['"', '\'', ',', '[', ']', '{', '}', '=', ' ', '\t']));
     let consumers = consumers(&name, None, words);
-    (name, Refused { source_path: source.path.clone(), mount: None, consumers, auto: true, errors: vec![error] })
+    (name, Refused { source_path: source.path.clone(), target: None, consumers, auto: true, errors: vec![error] })
 }
 
-fn consumers<'a>(
-    volume: &VolumeName,
-    mount: Option<&MountPoint>,
-    names: impl Iterator<Item = &'a str>,
-) -> Vec<UnitName> {
+fn consumers<'a>(volume: &VolumeName, target: Option<&Target>, names: impl Iterator<Item = &'a str>) -> Vec<UnitName> {
     let sound = names.filter_map(|name| UnitName::new(name).ok());
     let mut units: Vec<UnitName> =
-        sound.filter(|unit| validate::consumer_fault(volume, mount, unit).is_none()).collect();
+        sound.filter(|unit| validate::consumer_fault(volume, target, unit).is_none()).collect();
     units.sort();
     units.dedup();
     units

@@ -48,7 +48,7 @@ fn a_whole_volume() {
         name: name.clone(),
         source_path: "0.toml".to_owned(),
         line: 5,
-        mount: MountPoint::new("/mnt/secretfs").unwrap(),
+        target: Target::Mount(MountPoint::new("/mnt/secretfs").unwrap()),
         lifecycle: Lifecycle::Ephemeral,
         backing: Backing::File { path: "/var/lib/secretfs/scratch.img".to_owned(), size: 2 << 30 },
         filesystem: Filesystem {
@@ -93,7 +93,7 @@ fn one_bad_volume_leaves_the_others() {
     let config = parse(&[&format!("{GOOD}{bad}")]);
     assert_eq!(config.volumes.len(), 1);
     let refused = &config.refused[&VolumeName::new("bad").unwrap()];
-    assert_eq!(refused.mount, Some(MountPoint::new("/mnt/bad").unwrap()));
+    assert_eq!(refused.target, Some(Target::Mount(MountPoint::new("/mnt/bad").unwrap())));
     assert_eq!(refused.consumers, vec![UnitName::new("a.service").unwrap()]);
     assert!(!refused.auto);
     assert_eq!(refused.errors[0].to_string(), "0.toml:18:1: volume.bad.lifecycel: there is no such key");
@@ -126,7 +126,7 @@ fn a_volume_that_cannot_be_named_has_a_stand_in() {
     let config = parse(&[&text]);
     let stand_in = &config.refused[&VolumeName::new("refused-my_volume").unwrap()];
     assert_eq!(stand_in.consumers, vec![UnitName::new("a.service").unwrap()]);
-    assert_eq!(stand_in.mount, Some(MountPoint::new("/mnt/a").unwrap()));
+    assert_eq!(stand_in.target, Some(Target::Mount(MountPoint::new("/mnt/a").unwrap())));
 }
 
 #[test]
@@ -164,6 +164,48 @@ fn nested_volumes_are_fine_until_they_wait_for_each_other() {
     let above = volume("above", "/mnt/a", "{ device = \"/dev/mapper/secretfs-below\" }");
     let below = volume("below", "/mnt/b", &file("/mnt/a/below.img"));
     assert_eq!(refused(&parse(&[&(above + &below)])), ["above"]);
+}
+
+const SWAP: &str = r#"
+[volume.swap]
+backing = { device = "/dev/disk/by-id/nvme-x" }
+filesystem = { type = "swap", label = "swap", mkfs-options = ["--check"], mount-options = ["pri=10", "discard"] }
+luks = { discard = true }
+key = { source = "s3+kms", bucket = "b", object = "o", kms-key = "k" }
+"#;
+
+#[test]
+fn swap_space_needs_no_mount_point_and_is_ephemeral() {
+    let config = parse(&[SWAP]);
+    let volume = &config.volumes[&VolumeName::new("swap").unwrap()];
+    let filesystem = Filesystem {
+        label: Some("swap".to_owned()),
+        mkfs_options: vec!["--check".to_owned()],
+        mount_options: ["pri=10", "discard"].map(str::to_owned).to_vec(),
+        ..Filesystem::of(FilesystemType::Swap)
+    };
+    let wanted = (&Target::Swap, Lifecycle::Ephemeral, &filesystem);
+    assert_eq!((&volume.target, volume.lifecycle, &volume.filesystem), wanted);
+    assert_eq!(volume.unit().as_str(), "dev-mapper-secretfs\\x2dswap.swap");
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    let two = SWAP.replace("volume.swap", "volume.two").replace("nvme-x", "nvme-y");
+    assert_eq!(refused(&parse(&[&(SWAP.to_owned() + &two)])), Vec::<&str>::new());
+    let explicit = SWAP.replace("luks =", "lifecycle = \"ephemeral\"\nluks =");
+    assert_eq!(refused(&parse(&[&explicit])), Vec::<&str>::new());
+}
+
+#[test]
+fn swap_space_over_a_file_is_accepted_with_a_warning() {
+    let text = SWAP.replace("{ device = \"/dev/disk/by-id/nvme-x\" }", &file("/srv/swap.img"));
+    let config = parse(&[&text]);
+    assert_eq!(config.volumes.len(), 1);
+    assert_eq!(config.warnings[0].key, "volume.swap.backing.file");
+}
+
+#[test]
+fn refused_swap_space_is_known_to_be_that() {
+    let config = parse(&[&SWAP.replace("luks =", "mount = \"/mnt/a\"\nluks =")]);
+    assert_eq!(config.refused[&VolumeName::new("swap").unwrap()].target, Some(Target::Swap));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod filesystem;
 mod mkfs;
+mod swap;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -9,9 +10,11 @@ use std::time::Duration;
 
 use toml::Spanned;
 
+pub(super) use self::swap::warning as swap_warning;
 use super::error::suggestion;
 use super::quantity::{parse_duration, parse_size};
-use super::{Backing, ConfigError, FilesystemType, Lifecycle, Place, Source, Volume, matching, written};
+
+use super::{Backing, ConfigError, FilesystemType, Lifecycle, Place, Source, Target, Volume, matching, written};
 use crate::key::{KeySource, PLACEHOLDERS, placeholders};
 use crate::name::{MountPoint, NameError, UnitName, VolumeName, escape_path, path_fault};
 
@@ -39,7 +42,7 @@ const CONTEXT_MAX: usize = 8192;
 const DEVICE_UNIT_MAX: usize = 255 - ".device".len();
 
 /// What a volume's service starts after, at whatever remove: these can't in turn wait for a volume.
-const NEEDED_FIRST: [&str; 18] = [
+const NEEDED_FIRST: [&str; 19] = [
     "-.mount",
     "-.slice",
     "basic.target",
@@ -52,6 +55,7 @@ const NEEDED_FIRST: [&str; 18] = [
     "paths.target",
     "slices.target",
     "sockets.target",
+    "swap.target",
     "sysinit.target",
     "system.slice",
     "systemd-journald.service",
@@ -76,15 +80,19 @@ pub(super) fn volume(
     written: &written::Volume,
 ) -> Result<Volume, Vec<ConfigError>> {
     let mut check = Checker { source, at: format!("volume.{name}"), span, errors: Vec::new() };
-    let mount = check.required("mount", "\"/mnt/secretfs\"", written.mount.as_ref());
-    let mount = mount.and_then(|path| check.named("mount", path, MountPoint::new));
+    let filesystem = check.filesystem_type(written.filesystem.as_ref());
+    let target = if filesystem == Some(FilesystemType::Swap) {
+        Some(check.swap_target(written))
+    } else {
+        let mount = check.required("mount", "\"/mnt/secretfs\"", written.mount.as_ref());
+        mount.and_then(|path| check.named("mount", path, MountPoint::new)).map(Target::Mount)
+    };
     let lifecycle = check.one_of(
         "lifecycle",
         written.lifecycle.as_ref(),
-        Lifecycle::Persistent,
+        if target == Some(Target::Swap) { Lifecycle::Ephemeral } else { Lifecycle::Persistent },
         &[Lifecycle::Ephemeral, Lifecycle::Persistent].map(|value| (value.as_str(), value)),
     );
-    let filesystem = check.filesystem_type(written.filesystem.as_ref());
     let example = "{ file = \"/var/lib/secretfs/scratch.img\", size = \"2GiB\" }";
     let backing = check.required("backing", example, written.backing.as_ref());
     let backing = backing.and_then(|backing| check.backing(backing, filesystem.unwrap_or(FilesystemType::Ext4)));
@@ -94,14 +102,14 @@ pub(super) fn volume(
     let example = "{ source = \"s3+kms\", bucket = \"…\", object = \"…\", kms-key = \"alias/…\" }";
     let key = check.required("key", example, written.key.as_ref());
     let key = key.and_then(|key| check.key(key));
-    let consumers = check.consumers(name, mount.as_ref(), &written.consumers);
+    let consumers = check.consumers(name, target.as_ref(), &written.consumers);
     let start_timeout = check.start_timeout(written.start_timeout.as_ref());
-    match (mount, backing, filesystem, key) {
-        (Some(mount), Some(backing), Some(filesystem), Some(key)) if check.errors.is_empty() => Ok(Volume {
+    match (target, backing, filesystem, key) {
+        (Some(target), Some(backing), Some(filesystem), Some(key)) if check.errors.is_empty() => Ok(Volume {
             name: name.clone(),
             source_path: source.path.clone(),
             line: Place::new(source, span.clone()).line,
-            mount,
+            target,
             lifecycle,
             backing,
             filesystem,
@@ -117,8 +125,8 @@ pub(super) fn volume(
 }
 
 /// What keeps `unit` from depending on the volume, if anything does.
-pub(super) fn consumer_fault(volume: &VolumeName, mount: Option<&MountPoint>, unit: &UnitName) -> Option<&'static str> {
-    if *unit == volume.service() || mount.is_some_and(|mount| *unit == mount.unit()) {
+pub(super) fn consumer_fault(volume: &VolumeName, target: Option<&Target>, unit: &UnitName) -> Option<&'static str> {
+    if *unit == volume.service() || target.is_some_and(|target| *unit == target.unit(volume)) {
         Some("is the volume itself, which can't wait for itself")
     } else if NEEDED_FIRST.contains(&unit.as_str()) {
         Some("starts before any volume can")
@@ -257,7 +265,7 @@ impl Checker<'_> {
 
     fn file_size(&mut self, text: &Spanned<String>, filesystem: FilesystemType) -> Option<u64> {
         let smallest = match filesystem {
-            FilesystemType::Ext4 => SMALLEST_FILE,
+            FilesystemType::Ext4 | FilesystemType::Swap => SMALLEST_FILE,
             FilesystemType::Xfs => SMALLEST_FILE_XFS,
             FilesystemType::Btrfs => SMALLEST_FILE_BTRFS,
         };
@@ -329,13 +337,13 @@ impl Checker<'_> {
     fn consumers(
         &mut self,
         volume: &VolumeName,
-        mount: Option<&MountPoint>,
+        target: Option<&Target>,
         written: &[Spanned<String>],
     ) -> Vec<UnitName> {
         let mut consumers: Vec<UnitName> = Vec::new();
         for text in written {
             let Some(unit) = self.named("consumers", text, UnitName::new) else { continue };
-            if let Some(fault) = consumer_fault(volume, mount, &unit) {
+            if let Some(fault) = consumer_fault(volume, target, &unit) {
                 self.refuse("consumers", text.span(), format!("\"{unit}\" {fault}"), "take it out of the list");
             } else if !consumers.contains(&unit) {
                 consumers.push(unit);

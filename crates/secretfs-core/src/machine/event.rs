@@ -39,7 +39,7 @@ pub enum Event {
     Surveyed {
         /// What is mapped under the volume's name.
         mapping: Link,
-        /// What is mounted on its mount point.
+        /// What is mounted on its mount point; or whether it is in use as swap space.
         mount: Link,
     },
     /// [`Step::Attach`] is done: the backing device is there.
@@ -79,7 +79,7 @@ pub enum Event {
     Abandoned(Step),
     /// The time of [`Action::WakeAt`] has come.
     Woke,
-    /// The kernel's table of mounts changed.
+    /// The kernel's table of mounts, or of swap space, changed.
     MountsChanged,
     /// systemd asks the daemon to end.
     StopRequested,
@@ -142,8 +142,8 @@ pub enum Story {
     },
     /// The backing device was formatted.
     Formatted,
-    /// The mount went away, or is not the volume's any more.
+    /// The mount or the swap space went away, or is not the volume's any more.
     Lost(Failure),
-    /// The volume is stopped: unmounted, closed, detached.
+    /// The volume is stopped: out of use, closed, detached.
     Stopped,
 }

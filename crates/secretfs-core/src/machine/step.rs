@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::config::FilesystemType;
 use crate::key::Kdf;
 
 /// One step.
@@ -10,7 +11,7 @@ use crate::key::Kdf;
 pub enum Step {
     /// Look at what is mapped and mounted under the volume's names.
     Survey,
-    /// Make the mount point unwritable for as long as nothing is mounted on it.
+    /// Make the mount point unwritable for as long as nothing is mounted on it; not for swap space.
     Guard,
     /// Have the backing device there, and look at what is on it.
     Attach,
@@ -24,19 +25,19 @@ pub enum Step {
     Inspect,
     /// Write zeros through the whole mapping.
     Wipe,
-    /// Make the file system.
+    /// Make the file system or the swap space.
     MakeFilesystem,
     /// Take the mark of an unfinished format away.
     FinishFormat,
-    /// Have systemd mount it.
+    /// Have systemd mount it, or put it to use as swap space.
     Mount,
-    /// Have the file system fill the mapping, should that have become larger.
+    /// Have the file system fill the mapping, should that have become larger; not for swap space.
     Grow,
-    /// Give the mounted root directory its owner, group and mode.
+    /// Give the mounted root directory its owner, group and mode; not for swap space.
     Own,
     /// Read the chain back.
     Verify,
-    /// Have systemd unmount it.
+    /// Have systemd unmount it, or take it out of use as swap space.
     Unmount,
     /// Close the mapping.
     Close,
@@ -69,8 +70,17 @@ impl Step {
     }
 
     /// What `STATUS=` says while it runs.
-    pub(super) fn status(self, adopting: bool) -> &'static str {
+    pub(super) fn status(self, kind: FilesystemType, adopting: bool) -> &'static str {
         match self {
+            Self::MakeFilesystem if kind == FilesystemType::Swap => "Making the swap space",
+            Self::Mount if kind == FilesystemType::Swap => "Putting the swap space to use",
+            Self::Verify if kind == FilesystemType::Swap && adopting => "Verifying swap space that was already in use",
+            Self::Verify if kind == FilesystemType::Swap => {
+                "Verifying the swap space, the mapping and the backing device"
+            }
+            Self::Unmount if kind == FilesystemType::Swap => {
+                "Taking the swap space out of use, reading back what is in it"
+            }
             Self::Survey => "Looking for a volume that is already there",
             Self::Guard => "Guarding the mount point",
             Self::Attach => "Preparing the backing device",
@@ -106,7 +116,8 @@ impl Step {
             Self::Format(_) | Self::Unlock => 180,
             // mkfs discards the whole device where it can.
             Self::MakeFilesystem => 900,
-            // A journal may have to be replayed, or the rest of the page cache written; growing writes new group tables.
+            // A journal may have to be replayed, the rest of the page cache written or what was swapped out read back;
+            // growing writes new group tables.
             Self::Mount | Self::Grow | Self::Unmount => 300,
         };
         Duration::from_secs(seconds)

@@ -1,9 +1,10 @@
+mod swap;
 mod wipe;
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{Config, FilesystemType, Source};
+use crate::config::{Config, Source, Target};
 use crate::key::KeyForm;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -373,6 +374,9 @@ fn only_the_configured_file_system_will_do() {
         let failure = decide::check_filesystem(FilesystemType::Ext4, &contents).unwrap_err();
         assert_eq!(failure.cause, Cause::FilesystemMissing);
     }
+    assert_eq!(decide::check_filesystem(FilesystemType::Swap, &signature("swap")), Ok(()));
+    // A hibernated system's.
+    assert!(decide::check_filesystem(FilesystemType::Swap, &signature("swsuspend")).is_err());
 }
 
 /// What may come of a step, chosen by `pick`.
@@ -398,7 +402,8 @@ fn outcome(step: Step, pick: u8) -> Event {
             wipe_begun: pick.is_multiple_of(2),
         },
         Step::FetchKey => key(),
-        Step::Inspect if pick.is_multiple_of(3) => {
+        Step::Inspect if pick.is_multiple_of(3) => swap::found(pick.is_multiple_of(2)),
+        Step::Inspect if pick.is_multiple_of(5) => {
             Event::Inspected { contents: Contents::Unknown, unfinished: true, wipe_due: true }
         }
         Step::Inspect => ext4(pick.is_multiple_of(2)),
@@ -409,8 +414,14 @@ fn outcome(step: Step, pick: u8) -> Event {
 proptest! {
     /// Any story: what steps give, when the mounts change and when systemd says stop are chosen at random.
     #[test]
-    fn every_story_keeps_the_rules(picks in proptest::collection::vec(any::<(u8, u8)>(), 1..200), ephemeral: bool) {
-        let mut machine = Machine::new(&volume(if ephemeral { "ephemeral" } else { "persistent" }), 3);
+    fn every_story_keeps_the_rules(picks in proptest::collection::vec(any::<(u8, u8)>(), 1..200), kind in 0..3_u8) {
+        let volume = match kind {
+            0 => volume("ephemeral"),
+            1 => volume("persistent"),
+            _ => swap::volume("start-timeout = \"60s\"\n"),
+        };
+        let is_swap = volume.target == Target::Swap;
+        let mut machine = Machine::new(&volume, 3);
         let mut now = Duration::ZERO;
         let mut running = None;
         let mut key_held = false;
@@ -452,6 +463,9 @@ proptest! {
                         prop_assert_eq!(running.replace(step), None, "two steps at once");
                         if matches!(step, Step::Unlock | Step::Format(_)) {
                             prop_assert!(key_held, "{step} without a key");
+                        }
+                        if matches!(step, Step::Guard | Step::Grow | Step::Own) {
+                            prop_assert!(!is_swap, "{step} of swap space");
                         }
                     }
                     Action::DropKey => key_held = false,

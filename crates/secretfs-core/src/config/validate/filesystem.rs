@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use toml::Spanned;
 
-use super::Checker;
+use super::{Checker, swap};
 use crate::config::{Filesystem, FilesystemType, Integrity, Luks, RootDirectory, Wipe, written};
 
 /// The longest number of a user or group that is one: the last of 32 bits stands for "none" (chown(2)).
@@ -60,13 +60,14 @@ const UNFIT_MOUNT_OPTIONS: [(&[&str], &str); 7] = [
     ),
 ];
 
-/// The length of a label in bytes, by the type of the file system (`EXT2_LABEL_LEN`, `XFSLABEL_MAX`, and
-/// `BTRFS_LABEL_SIZE` without its end).
+/// The length of a label in bytes, by the type of the file system (`EXT2_LABEL_LEN`, `XFSLABEL_MAX`, `BTRFS_LABEL_SIZE`
+/// and `SWAP_LABEL_LENGTH` without their ends).
 fn label_max(kind: FilesystemType) -> usize {
     match kind {
         FilesystemType::Ext4 => 16,
         FilesystemType::Xfs => 12,
         FilesystemType::Btrfs => 255,
+        FilesystemType::Swap => 15,
     }
 }
 
@@ -93,7 +94,7 @@ impl Checker<'_> {
             group: written.group.as_ref().and_then(|name| self.account("filesystem.group", name)),
             mode: written.mode.as_ref().and_then(|text| self.mode(text)),
         };
-        let mount_options = self.mount_options(&written.mount_options, luks);
+        let mount_options = self.mount_options(kind, &written.mount_options, luks);
         let kind = kind?;
         let label = written.label.as_ref().and_then(|text| self.label(kind, text));
         let mkfs_options = self.mkfs_options(kind, &written.mkfs_options);
@@ -116,11 +117,15 @@ impl Checker<'_> {
         None
     }
 
-    fn mount_options(&mut self, written: &[Spanned<String>], luks: &Luks) -> Vec<String> {
+    fn mount_options(&mut self, kind: Option<FilesystemType>, written: &[Spanned<String>], luks: &Luks) -> Vec<String> {
         let mut options: Vec<String> = Vec::new();
         for text in written {
             let option = text.get_ref();
-            match mount_option_fault(option, luks) {
+            let fault = match kind {
+                Some(FilesystemType::Swap) => swap::option_fault(option, luks),
+                _ => mount_option_fault(option, luks),
+            };
+            match fault {
                 Some((message, hint)) => {
                     self.refuse("filesystem.mount-options", text.span(), message, hint);
                 }
@@ -214,11 +219,19 @@ impl Checker<'_> {
                     hint,
                 );
             }
-            (Wipe::Zero { before_ready: false }, Some(text), _) if kind == Some(FilesystemType::Btrfs) => {
-                let message = "the free space of a btrfs can't be zeroed while it is in use";
-                let hint = "add: wipe-before-ready = true; a btrfs that is nearly full has no room for its metadata";
-                self.refuse("wipe", text.span(), message, hint);
-            }
+            (Wipe::Zero { before_ready: false }, Some(text), _) => match kind {
+                Some(FilesystemType::Btrfs) => {
+                    let message = "the free space of a btrfs can't be zeroed while it is in use";
+                    let hint =
+                        "add: wipe-before-ready = true; a btrfs that is nearly full has no room for its metadata";
+                    self.refuse("wipe", text.span(), message, hint);
+                }
+                Some(FilesystemType::Swap) => {
+                    let message = "swap space can't be zeroed while it is in use";
+                    self.refuse("wipe", text.span(), message, "add: wipe-before-ready = true");
+                }
+                _ => {}
+            },
             (Wipe::None | Wipe::Discard, _, Some(before)) => {
                 let hint = "write wipe = \"zero\" beside it, or take it out: nothing else takes long";
                 self.refuse(
@@ -267,9 +280,13 @@ fn mount_option_fault(option: &str, luks: &Luks) -> Option<(String, &'static str
     if let Some((_, cure)) = UNFIT_MOUNT_OPTIONS.iter().find(|(names, _)| names.contains(&name)) {
         return Some((format!("{option:?} can't be given here"), cure));
     }
-    if name == "discard" && !luks.discard {
+    discard_fault(option, luks)
+}
+
+/// What keeps discards from reaching the backing, if `option` asks for them.
+pub(super) fn discard_fault(option: &str, luks: &Luks) -> Option<(String, &'static str)> {
+    (option.split('=').next() == Some("discard") && !luks.discard).then(|| {
         let hint = "add: luks = { discard = true }, or take the option out: the encryption would keep discards back";
-        return Some((format!("{option:?} has no effect"), hint));
-    }
-    None
+        (format!("{option:?} has no effect"), hint)
+    })
 }

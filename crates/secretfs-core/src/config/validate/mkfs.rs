@@ -44,6 +44,9 @@ const BTRFS: Known = Known {
     ],
 };
 
+/// mkswap(8).
+const SWAP: Known = Known { alone: &["-c", "--check", "--verbose"], valued: &["-U", "--uuid"] };
+
 /// Options that mean the same to all of them, and are not for the configuration to give.
 const TAKEN: [(&[&str], &str); 3] = [
     (&["-L", "--label"], "use `label`"),
@@ -88,6 +91,7 @@ fn check_option(
         FilesystemType::Ext4 => (EXT4, "mkfs.ext4"),
         FilesystemType::Xfs => (XFS, "mkfs.xfs"),
         FilesystemType::Btrfs => (BTRFS, "mkfs.btrfs"),
+        FilesystemType::Swap => (SWAP, "mkswap"),
     };
     let Some((option, attached)) = split(word) else {
         let hint = "begin with an option and let its value follow, such as [\"-m\", \"0\"]; secretfs names the device";
@@ -154,12 +158,13 @@ mod tests {
 
     #[test]
     fn options_with_and_without_values() {
-        use FilesystemType::{Btrfs, Ext4, Xfs};
+        use FilesystemType::{Btrfs, Ext4, Swap, Xfs};
         for (kind, words) in [
             (Ext4, ["-m", "0"].as_slice()),
             (Ext4, &["-m0", "-O", "^metadata_csum,bigalloc", "-E", "lazy_itable_init=0"]),
             (Xfs, &["-m", "reflink=0", "-l", "size=64m", "-dagcount=2"]),
             (Btrfs, &["--csum=xxhash", "--mixed", "-m", "single", "--nodesize", "4096"]),
+            (Swap, &["--check", "-U", "random"]),
         ] {
             assert!(taken(kind, words), "{words:?}");
         }
@@ -183,6 +188,12 @@ mod tests {
             (Btrfs, &["--force"]),
             (Btrfs, &["--rootdir", "/etc"]),
             (Btrfs, &["--mixed=yes"]),
+            (Swap, &["/dev/sda"]),
+            (Swap, &["-c", "1024"]),
+            (Swap, &["-f"]),
+            (Swap, &["--file", "swap"]),
+            (Swap, &["-L", "swap"]),
+            (Swap, &["-p", "4096"]),
         ] {
             assert!(!taken(kind, words), "{words:?}");
         }
