@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use secretfs_core::cause::{Cause, Failure};
-use secretfs_core::claim::{Present, Record, Standing, compare};
+use secretfs_core::claim::{Host, Present, Record, Standing, compare};
 use secretfs_core::config::Volume;
 use secretfs_core::machine::Contents;
 use secretfs_core::name::VolumeName;
@@ -14,6 +14,9 @@ use secretfs_core::paths::STATE_DIR;
 use crate::Outcome;
 
 const MACHINE_ID: &str = "/etc/machine-id";
+
+/// Where EC2's Nitro hypervisor puts the instance id (Amazon EC2 User Guide, "Identify EC2 instances").
+const INSTANCE_ID: &str = "/sys/class/dmi/id/board_asset_tag";
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -42,8 +45,10 @@ impl Claims {
 
     /// Remembers the volume as it is now.
     pub fn write(&self, volume: &Volume, luks_uuid: &str, members: &[String]) -> Result<Outcome, Failure> {
+        let Host { machine_id, instance_id } = host()?;
         let record = Record {
-            machine_id: id(MACHINE_ID)?,
+            machine_id,
+            instance_id,
             boot_id: id(BOOT_ID)?,
             lifecycle: volume.lifecycle,
             luks_uuid: luks_uuid.to_owned(),
@@ -64,15 +69,14 @@ impl Claims {
         luks_uuid: Option<&str>,
     ) -> Result<Standing, Failure> {
         let record = self.read(&volume.name)?;
-        let machine_id = id(MACHINE_ID)?;
-        let present = Present { machine_id: &machine_id, lifecycle: volume.lifecycle, members, contents, luks_uuid };
+        let present = Present { host: &host()?, lifecycle: volume.lifecycle, members, contents, luks_uuid };
         Ok(compare(record.as_ref(), present))
     }
 
     /// The disks that the volume had on this machine, by what they are.
     pub fn known(&self, volume: &VolumeName) -> Result<Vec<String>, Failure> {
-        let machine_id = id(MACHINE_ID)?;
-        let record = self.read(volume)?.filter(|record| record.machine_id == machine_id);
+        let host = host()?;
+        let record = self.read(volume)?.filter(|record| record.is_of(&host));
         Ok(record.map_or(Vec::new(), |record| record.members))
     }
 
@@ -126,6 +130,13 @@ fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<(), Failure
         File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
     };
     write().map_err(|error| system(path, &error))
+}
+
+fn host() -> Result<Host, Failure> {
+    // Other boards have a tag too, or none.
+    let instance_id = fs::read_to_string(INSTANCE_ID).ok().map(|tag| tag.trim().to_owned());
+    let instance_id = instance_id.filter(|tag| tag.starts_with("i-"));
+    Ok(Host { machine_id: id(MACHINE_ID)?, instance_id })
 }
 
 fn id(path: &str) -> Result<String, Failure> {

@@ -5,7 +5,7 @@ mod record;
 
 use std::collections::BTreeSet;
 
-pub use self::record::{Present, Record, Standing, compare};
+pub use self::record::{Host, Present, Record, Standing, compare};
 use crate::cause::{Cause, Failure};
 use crate::config::DeviceMatch;
 

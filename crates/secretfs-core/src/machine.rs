@@ -103,6 +103,8 @@ impl Machine {
         match event {
             Event::StopRequested => self.on_stop(),
             Event::Woke => self.on_woke(),
+            Event::DeviceAppeared if self.aim == Aim::Wait => self.on_woke(),
+            Event::DeviceAppeared => Vec::new(),
             Event::MountsChanged => {
                 self.mounts_changed = true;
                 self.look_again()
@@ -140,6 +142,7 @@ impl Machine {
             event,
             Event::Begin
                 | Event::Woke
+                | Event::DeviceAppeared
                 | Event::MountsChanged
                 | Event::StopRequested
                 | Event::Wiping(_)
@@ -330,7 +333,8 @@ impl Machine {
         if transient && let Some(wait) = self.schedule.next(now) {
             self.aim = Aim::Wait;
             let attempt = self.schedule.attempt();
-            return vec![
+            let watch = (failure.cause == Cause::BackingMissing).then_some(Action::WatchDevices);
+            let mut actions = vec![
                 Action::DropKey,
                 Action::Status(format!(
                     "Waiting: {failure}; next try in {} s, giving up in {}. Hint: {hint}",
@@ -340,6 +344,8 @@ impl Machine {
                 Action::Tell(Story::Waiting { step, failure, attempt, wait }),
                 Action::WakeAt(now + wait),
             ];
+            actions.extend(watch);
+            return actions;
         }
         let exit = if transient { Exit::Transient } else { Exit::Permanent };
         let mut actions = vec![

@@ -22,7 +22,7 @@ use zbus::{Connection, OwnedObjectPath};
 
 pub use self::error::{ManagerError, Task};
 pub use self::facts::UnitFacts;
-use self::wire::{JobProxy, ManagerProxy, Removals, UnitProxy};
+use self::wire::{JobProxy, ManagerProxy, Signals, UnitProxy};
 
 /// Where PID 1 listens for root (`manager_setup_private` of systemd; systemctl uses it as well).
 const PRIVATE_SOCKET: &str = "/run/systemd/private";
@@ -163,6 +163,13 @@ impl Manager {
         self.conclude(Task::Read, unit, limit, patience, outcome)
     }
 
+    /// Waits, without a limit, until systemd has a device unit that it did not have: udev is done with a new device then
+    /// (systemd.device(5)). Returns its name. When systemd can't be heard any more, that is the error.
+    pub async fn device_appeared(&self) -> Result<String, zbus::Error> {
+        let connection = self.connect().await?;
+        Signals::of_new_units(&connection).await?.unit(".device").await
+    }
+
     fn conclude<T>(
         &self,
         task: Task,
@@ -209,7 +216,7 @@ impl Manager {
     ) -> zbus::Result<JobResult> {
         let connection = self.connect().await?;
         patience.connected();
-        let mut removals = Removals::subscribe(&connection).await?;
+        let mut removals = Signals::of_removed_jobs(&connection).await?;
         let mine = if let Some(job) = job {
             if let Some(result) = verdict(verb, &standing(&connection, unit).await?, job) {
                 return Ok(result);

@@ -13,7 +13,7 @@ use std::time::Duration;
 use secretfs_core::name::UnitName;
 use secretfs_systemd::manager::{JobResult, Manager, ManagerError, UnitFacts};
 use tokio::net::UnixListener;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use zbus::connection::Builder;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, DBusError, Guid, OwnedObjectPath, interface};
@@ -54,6 +54,8 @@ struct State {
     /// What was asked, in turn.
     asked: Vec<String>,
     connections: u32,
+    /// The units that appear a little after each connection.
+    appear: &'static [&'static str],
 }
 
 type Shared = Arc<Mutex<State>>;
@@ -175,6 +177,9 @@ impl FakeManager {
         unit: &str,
         result: &str,
     ) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    async fn unit_new(emitter: &SignalEmitter<'_>, id: &str, unit: OwnedObjectPath) -> zbus::Result<()>;
 }
 
 struct FakeUnit(Shared);
@@ -248,7 +253,7 @@ impl Fake {
     fn new(name: &str, active: &'static str, job: Option<&'static str>, plays: &[Play]) -> Self {
         let directory = std::env::temp_dir().join(format!("secretfs-manager-{}-{name}", std::process::id()));
         std::fs::create_dir(&directory).unwrap();
-        let state = State { plays: plays.to_vec(), active, job, asked: Vec::new(), connections: 0 };
+        let state = State { plays: plays.to_vec(), active, job, asked: Vec::new(), connections: 0, appear: &[] };
         let fake = Self { directory, state: Arc::new(Mutex::new(state)) };
         let listener = UnixListener::bind(fake.socket()).unwrap();
         tokio::spawn(serve(listener, fake.state.clone()));
@@ -292,7 +297,15 @@ async fn serve(listener: UnixListener, state: Shared) {
             .build()
             .await
             .unwrap();
-        tokio::spawn(async move { connection.closed().await });
+        let appear = state.lock().unwrap().appear;
+        tokio::spawn(async move {
+            sleep(Duration::from_millis(50)).await;
+            let emitter = SignalEmitter::new(&connection, MANAGER).unwrap();
+            for name in appear {
+                FakeManager::unit_new(&emitter, name, UNIT.try_into().unwrap()).await.unwrap();
+            }
+            connection.closed().await;
+        });
     }
 }
 
@@ -459,4 +472,13 @@ async fn facts_of_a_mount() {
         ..UnitFacts::default()
     };
     assert_eq!(fake.manager().unit_facts(&mount(), LIMIT).await.unwrap(), expected);
+}
+
+#[tokio::test]
+async fn a_new_device_is_told_from_other_units() {
+    let fake = Fake::new("device", "inactive", None, &[]);
+    fake.state.lock().unwrap().appear = &["a.service", "dev-nvme1n1.device", "b.device"];
+    assert_eq!(fake.manager().device_appeared().await.unwrap(), "dev-nvme1n1.device");
+    fake.state.lock().unwrap().appear = &["a.service"];
+    assert!(timeout(Duration::from_millis(300), fake.manager().device_appeared()).await.is_err());
 }

@@ -64,6 +64,8 @@ struct Daemon {
     began: Instant,
     running: Option<Running>,
     wake: Option<Instant>,
+    /// The next new device, while one is waited for.
+    device_watch: Option<Pin<Box<dyn Future<Output = bool>>>>,
     key: Option<Arc<Passphrase>>,
     device: Option<DevicePath>,
     trail: AuditTrail,
@@ -115,6 +117,7 @@ impl Daemon {
             began: Instant::now(),
             running: None,
             wake: None,
+            device_watch: None,
             key: None,
             device: None,
             trail: AuditTrail::default(),
@@ -149,6 +152,13 @@ impl Daemon {
                             say(&self.notifier.extend_timeout(running.step.limit() + TIMEOUT_MARGIN));
                         }
                         Event::Wiping(progress)
+                    }
+                    appeared = appeared(&mut self.device_watch) => {
+                        if !appeared {
+                            // Then there is only the time to wake at.
+                            continue;
+                        }
+                        Event::DeviceAppeared
                     }
                     () = sleep_or_never(self.wake) => {
                         self.wake = None;
@@ -199,6 +209,7 @@ impl Daemon {
     async fn act(&mut self, action: Action) -> Option<Turn> {
         match action {
             Action::Run(step) => {
+                (self.wake, self.device_watch) = (None, None);
                 say(&self.notifier.extend_timeout(step.limit() + TIMEOUT_MARGIN));
                 self.running = Some(self.start(step));
             }
@@ -223,6 +234,7 @@ impl Daemon {
                 self.ready = true;
                 say(&self.notifier.ready());
             }
+            Action::WatchDevices => self.device_watch = Some(Box::pin(watch_devices(self.manager.clone()))),
             Action::WipeFreeSpace => self.zeroing = self.start_zeroing(),
             Action::Stopping => {
                 say(&self.notifier.stopping());
@@ -407,6 +419,28 @@ async fn fail_waiting(manager: &Manager, name: &VolumeName) {
         let failure = error.failure();
         tracing::warn!(volume = %name, unit = %device, "what waits for {device} goes on waiting: {failure}");
     }
+}
+
+/// Waits for a new device; says whether there is one, or else that systemd can't be heard.
+async fn watch_devices(manager: Manager) -> bool {
+    match manager.device_appeared().await {
+        Ok(unit) => {
+            tracing::debug!(%unit, "a device appeared");
+            true
+        }
+        Err(error) => {
+            tracing::debug!("new devices are not heard of: {error}");
+            false
+        }
+    }
+}
+
+/// Waits for the end of [`watch_devices`], or for ever.
+async fn appeared(watch: &mut Option<Pin<Box<dyn Future<Output = bool>>>>) -> bool {
+    let Some(future) = watch else { return future::pending().await };
+    let appeared = future.as_mut().await;
+    *watch = None;
+    appeared
 }
 
 /// Waits for the end of the zeroing beside the volume, or for ever.

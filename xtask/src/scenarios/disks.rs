@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 
 use super::guest::{DISK_C, UP_LIMIT, Volume};
 use crate::vm::Rig;
-use crate::vm::machine::{DISK_B, DISK_C as SERIAL_C, DISK_D as SERIAL_D, DISK_E, DISK_F};
+use crate::vm::machine::{DISK_B, DISK_C as SERIAL_C, DISK_D as SERIAL_D, DISK_E, DISK_F, INSTANCE_ID};
 
 /// The two small disks by model and serial, in stripes.
 fn striped() -> String {
@@ -186,6 +186,8 @@ pub(super) fn persistent_came_back_blank(rig: &mut Rig) -> Result<()> {
     let uuid = rig.vm.ok(&format!("cryptsetup luksUUID {DISK_C}"))?;
     let claim = rig.vm.ok("cat /var/lib/secretfs/data.claim.json")?;
     ensure!(claim.contains(uuid.trim()) && claim.contains(SERIAL_C), "the claim is:\n{claim}");
+    let boot = rig.vm.ok("cat /proc/sys/kernel/random/boot_id")?;
+    ensure!(claim.contains(INSTANCE_ID) && claim.contains(boot.trim()), "the claim is:\n{claim}");
     rig.vm.ok(&format!("systemctl stop secretfs@data && blkdiscard --force --zeroout {DISK_C}"))?;
     refused(rig, "header-gone")?;
     rig.check_said("secretfs@data.service", &[uuid.trim()])?;
@@ -231,4 +233,38 @@ pub(super) fn kernel_name_warned_of(rig: &mut Rig) -> Result<()> {
     ensure!(logged.contains(&path), "the generator's warning is:\n{logged}");
     rig.vm.ok("systemctl start secretfs@data")?;
     volume.check_up(rig)
+}
+
+pub(super) fn attached_late(rig: &mut Rig) -> Result<()> {
+    let backing = format!(r#"{{ match = {{ serial = "{DISK_E}" }} }}"#);
+    let volume = Volume { backing, ..Volume::data("") };
+    rig.configure(&[&volume])?;
+    rig.vm.ok("systemctl start --no-block secretfs@data")?;
+    // Long enough for the schedule to be at its longest wait, half a minute.
+    rig.vm.wait_until(
+        "the start waits for long",
+        "systemctl show --property StatusText secretfs@data | tee /dev/stderr |
+             grep 'backing-missing.*next try in 2[0-9] s, giving up in'",
+        UP_LIMIT,
+    )?;
+    rig.vm.attach_nvme(DISK_E)?;
+    rig.wait_active("secretfs@data.service")?;
+    volume.check_up(rig)?;
+    let journal = rig.vm.ok("journalctl --boot --no-pager --output=short-unix")?;
+    let at = |text: &str| {
+        let line = journal.lines().rfind(|line| line.contains(text));
+        line.and_then(|line| line.split_whitespace().next()).and_then(|time| time.parse::<f64>().ok())
+    };
+    let (Some(found), Some(fetched)) = (at("nvme3n1").or(at("nvme nvme3")), at("KMS decrypted its key")) else {
+        anyhow::bail!("the disk or the key is not in the journal:\n{journal}");
+    };
+    println!(
+        "a disk that was attached during the longest wait: its key came {:.1} s after the kernel found it",
+        fetched - found
+    );
+    rig.vm.ok("systemctl stop secretfs@data")?;
+    volume.check_gone(rig)?;
+    // The machine begins with its own disks again.
+    rig.vm.power_off()?;
+    rig.vm.boot()
 }

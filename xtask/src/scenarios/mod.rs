@@ -127,6 +127,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "disks: a persistent volume's came back blank, or with another header: refused",
         run: disks::persistent_came_back_blank,
     },
+    Scenario { name: "disks: one that is attached while the start waits is found at once", run: disks::attached_late },
     Scenario {
         name: "disks: an ephemeral volume's came back new and blank: formatted and said",
         run: disks::ephemeral_came_back_blank,

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread::sleep;
@@ -45,6 +46,9 @@ pub(crate) const DISK_D: &str = "secretfs-disk-d";
 /// Serial numbers of further small ones, which no machine has until a scenario puts them in.
 pub(crate) const DISK_E: &str = "secretfs-disk-e";
 pub(crate) const DISK_F: &str = "secretfs-disk-f";
+
+/// The instance that the firmware says the machine is, as on EC2.
+pub(crate) const INSTANCE_ID: &str = "i-0123456789abcdef0";
 
 /// The `NVMe` disks of a machine, in the order in which its kernel finds them.
 const NVME: [&str; 3] = [DISK_B, DISK_C, DISK_D];
@@ -121,6 +125,7 @@ impl Machine {
         qemu.args(["-serial", "chardev:console"]);
         qemu.arg("-kernel").arg(&self.image.kernel).arg("-initrd").arg(&self.image.initrd);
         qemu.args(["-append", "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off quiet"]);
+        qemu.args(["-smbios", &format!("type=2,asset={INSTANCE_ID}")]);
         // The disks are thrown away after the run: their cache need not reach the host's.
         for file in ["root", DISK_A].iter().chain(&self.nvme) {
             qemu.arg("-drive").arg(format!("file={file}.raw,format=raw,if=none,id={file},cache=unsafe,discard=unmap"));
@@ -130,6 +135,8 @@ impl Machine {
         for serial in &self.nvme {
             qemu.args(["-device", &format!("nvme,drive={serial},serial={serial}")]);
         }
+        // A port that a disk can be attached to while the machine runs.
+        qemu.args(["-device", "pcie-root-port,id=port", "-monitor", "unix:monitor.socket,server,nowait"]);
         qemu.arg("-netdev").arg(format!("user,id=net,hostfwd=tcp:127.0.0.1:{}-:22", self.ssh_port));
         qemu.args(["-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci"]);
         self.qemu = Some(Service::spawn("qemu", &qemu, &self.directory.join("qemu.log"))?);
@@ -262,6 +269,14 @@ impl Machine {
     pub(crate) fn put_file(&self, path: &str, contents: impl AsRef<[u8]>) -> Result<()> {
         let script = format!("mkdir -p \"$(dirname '{path}')\" && cat > '{path}'");
         expect_success(&script, self.feed(&script, contents.as_ref())?).map(|_| ())
+    }
+
+    /// Attaches one more `NVMe` disk while the machine runs.
+    pub(crate) fn attach_nvme(&self, serial: &str) -> Result<()> {
+        let mut monitor = UnixStream::connect(self.directory.join("monitor.socket"))?;
+        writeln!(monitor, "drive_add 0 file={serial}.raw,format=raw,if=none,id=late,cache=unsafe,discard=unmap")?;
+        writeln!(monitor, "device_add nvme,drive=late,serial={serial},bus=port")?;
+        Ok(())
     }
 
     /// Checksums of every byte of these disks, by what the host has in them.

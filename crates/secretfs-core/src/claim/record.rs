@@ -12,6 +12,9 @@ use crate::machine::Contents;
 pub struct Record {
     /// The machine that the volume was up on (machine-id(5)): a copy of the root disk is another machine.
     pub machine_id: String,
+    /// The EC2 instance that it was up on, if the firmware tells: an image keeps its machine-id in more cases than it should.
+    #[serde(default)]
+    pub instance_id: Option<String>,
     /// The boot that it was up in.
     pub boot_id: String,
     /// Whether its contents were to be kept.
@@ -22,11 +25,28 @@ pub struct Record {
     pub members: Vec<String>,
 }
 
+/// The machine that a claim is looked at on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// Its machine-id(5).
+    pub machine_id: String,
+    /// The EC2 instance it is, if the firmware tells.
+    pub instance_id: Option<String>,
+}
+
+impl Record {
+    /// Whether the claim was made on this machine, and not on one that its root disk was copied from.
+    pub fn is_of(&self, host: &Host) -> bool {
+        let other_instance = matches!((&self.instance_id, &host.instance_id), (Some(was), Some(is)) if was != is);
+        self.machine_id == host.machine_id && !other_instance
+    }
+}
+
 /// What a start finds.
 #[derive(Debug, Clone, Copy)]
 pub struct Present<'a> {
     /// This machine.
-    pub machine_id: &'a str,
+    pub host: &'a Host,
     /// Whether the contents are to be kept.
     pub lifecycle: Lifecycle,
     /// What the volume lies on now.
@@ -76,7 +96,7 @@ pub enum Standing {
 
 /// Compares what was with what is.
 pub fn compare(record: Option<&Record>, present: Present<'_>) -> Standing {
-    let Some(record) = record.filter(|record| record.machine_id == present.machine_id) else {
+    let Some(record) = record.filter(|record| record.is_of(present.host)) else {
         return Standing::FirstTime;
     };
     let blank = *present.contents == Contents::Blank;

@@ -140,6 +140,7 @@ fn standings() {
     use Lifecycle::{Ephemeral, Persistent};
     let record = |lifecycle| Record {
         machine_id: "m".to_owned(),
+        instance_id: Some("i-1".to_owned()),
         boot_id: "b".to_owned(),
         lifecycle,
         luks_uuid: "u".to_owned(),
@@ -169,12 +170,19 @@ fn standings() {
         (Ephemeral, Ephemeral, &other, &Contents::Blank, None, Standing::NewBlankStore { new: c }, None),
         (Ephemeral, Ephemeral, &same, &Contents::Blank, None, Standing::NewBlankStore { new: Vec::new() }, None),
     ] {
-        let present = |machine_id| Present { machine_id, lifecycle: now, members, contents, luks_uuid: uuid };
-        let found = compare(Some(&record(was)), present("m"));
+        let on = |machine_id: &str, instance_id: Option<&str>, record: Option<&Record>| {
+            let host = Host { machine_id: machine_id.to_owned(), instance_id: instance_id.map(str::to_owned) };
+            compare(record, Present { host: &host, lifecycle: now, members, contents, luks_uuid: uuid })
+        };
+        let record = record(was);
+        let found = on("m", Some("i-1"), Some(&record));
         assert_eq!(found, standing);
         assert_eq!(found.refusal().map(|failure| failure.cause), refused, "{found:?}");
-        assert_eq!(compare(Some(&record(was)), present("another machine")), Standing::FirstTime);
-        assert_eq!(compare(None, present("m")), Standing::FirstTime);
+        assert_eq!(on("m", None, Some(&record)), found);
+        // Images of this machine's root disk.
+        assert_eq!(on("another machine", Some("i-1"), Some(&record)), Standing::FirstTime);
+        assert_eq!(on("m", Some("i-2"), Some(&record)), Standing::FirstTime);
+        assert_eq!(on("m", Some("i-1"), None), Standing::FirstTime);
     }
 }
 

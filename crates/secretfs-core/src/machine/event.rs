@@ -79,6 +79,8 @@ pub enum Event {
     Abandoned(Step),
     /// The time of [`Action::WakeAt`] has come.
     Woke,
+    /// systemd knows of a device that it did not know of, as [`Action::WatchDevices`] asked to be told.
+    DeviceAppeared,
     /// The kernel's table of mounts, or of swap space, changed.
     MountsChanged,
     /// systemd asks the daemon to end.
@@ -98,6 +100,8 @@ pub enum Action {
     Status(String),
     /// Send [`Event::Woke`] at this time of the machine's clock.
     WakeAt(Duration),
+    /// Tell of new devices with [`Event::DeviceAppeared`], until another step runs.
+    WatchDevices,
     /// Say `READY=1`.
     Ready,
     /// Zero the free space beside all else, if the header says that it is still to be done.

@@ -343,6 +343,20 @@ fn a_change_during_a_look_is_looked_at() {
 }
 
 #[test]
+fn a_new_device_ends_the_wait_for_a_device_and_no_other() {
+    let mut machine = persistent();
+    drive(&mut machine, [Event::Begin, nothing_there(), Event::Done(Step::Guard)]);
+    let actions = drive(&mut machine, [failed(Step::Attach, Cause::BackingMissing)]);
+    assert!(actions.contains(&Action::WatchDevices), "{actions:?}");
+    assert_eq!(drive(&mut machine, [Event::DeviceAppeared]), [Action::Run(Step::Survey)]);
+    // One that comes while something runs changes nothing.
+    assert_eq!(drive(&mut machine, [Event::DeviceAppeared]), []);
+    drive(&mut machine, [nothing_there(), Event::Done(Step::Guard), attached(ours())]);
+    let actions = drive(&mut machine, [failed(Step::FetchKey, Cause::AwsUnreachable)]);
+    assert!(!actions.contains(&Action::WatchDevices), "{actions:?}");
+}
+
+#[test]
 fn openings() {
     use Lifecycle::{Ephemeral, Persistent};
     let luks = |ours, unfinished| Contents::Luks { ours, unfinished };

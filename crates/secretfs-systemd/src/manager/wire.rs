@@ -11,7 +11,7 @@ use std::sync::Arc;
 use zbus::connection::Builder;
 use zbus::export::futures_core::Stream;
 use zbus::message::Type;
-use zbus::{Connection, MatchRule, MessageStream, OwnedObjectPath, OwnedVariant, fdo, proxy};
+use zbus::{Connection, MatchRule, Message, MessageStream, OwnedObjectPath, OwnedVariant, fdo, proxy};
 
 use super::peer::PeerSocket;
 
@@ -20,7 +20,7 @@ const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER_INTERFACE: &str = "org.freedesktop.systemd1.Manager";
 
 /// At shutdown hundreds of jobs end within moments; a full queue would hold up the reply we wait for.
-const REMOVALS_QUEUED: NonZeroUsize = NonZeroUsize::new(1024).expect("is not zero");
+const SIGNALS_QUEUED: NonZeroUsize = NonZeroUsize::new(1024).expect("is not zero");
 
 #[proxy(
     interface = "org.freedesktop.systemd1.Manager",
@@ -71,24 +71,30 @@ pub(super) async fn properties(
     Ok(proxy.get_all(interface.try_into()?).await?)
 }
 
-/// The `JobRemoved` signals from now on.
-pub(super) struct Removals {
+/// The manager's signals of one name, from now on.
+pub(super) struct Signals {
     stream: MessageStream,
 }
 
-impl Removals {
-    /// Begins to listen; call it before the job is made.
-    pub(super) async fn subscribe(connection: &Connection) -> zbus::Result<Self> {
-        let mut rule = MatchRule::builder()
-            .msg_type(Type::Signal)
-            .path(MANAGER_PATH)
-            .interface(MANAGER_INTERFACE)
-            .member("JobRemoved");
+impl Signals {
+    /// Begins to listen to `JobRemoved`; call it before the job is made.
+    pub(super) async fn of_removed_jobs(connection: &Connection) -> zbus::Result<Self> {
+        Self::subscribe(connection, "JobRemoved").await
+    }
+
+    /// Begins to listen to `UnitNew`.
+    pub(super) async fn of_new_units(connection: &Connection) -> zbus::Result<Self> {
+        Self::subscribe(connection, "UnitNew").await
+    }
+
+    async fn subscribe(connection: &Connection, member: &'static str) -> zbus::Result<Self> {
+        let mut rule =
+            MatchRule::builder().msg_type(Type::Signal).path(MANAGER_PATH).interface(MANAGER_INTERFACE).member(member);
         if connection.is_bus() {
             // On the bus anybody can send a signal; on the private socket nobody else can.
             rule = rule.sender(DESTINATION);
         }
-        let stream = MessageStream::for_match_rule(rule.build()?, connection, Some(REMOVALS_QUEUED)).await?;
+        let stream = MessageStream::for_match_rule(rule.build()?, connection, Some(SIGNALS_QUEUED)).await?;
         if connection.is_bus() {
             // Over its private socket systemd sends its signals unasked.
             ManagerProxy::new(connection).await?.subscribe().await?;
@@ -96,17 +102,30 @@ impl Removals {
         Ok(Self { stream })
     }
 
+    async fn next(&mut self) -> zbus::Result<Message> {
+        poll_fn(|context| Pin::new(&mut self.stream).poll_next(context))
+            .await
+            .unwrap_or_else(|| Err(zbus::Error::InputOutput(Arc::new(io::Error::from(io::ErrorKind::UnexpectedEof)))))
+    }
+
     /// Waits until `job` is removed and returns systemd's word for how it ended.
     pub(super) async fn result_of(&mut self, job: &OwnedObjectPath) -> zbus::Result<String> {
         loop {
-            let message =
-                poll_fn(|context| Pin::new(&mut self.stream).poll_next(context)).await.unwrap_or_else(|| {
-                    Err(zbus::Error::InputOutput(Arc::new(io::Error::from(io::ErrorKind::UnexpectedEof))))
-                })?;
-            let body = message.body();
-            let (_id, path, _unit, result): (u32, OwnedObjectPath, String, String) = body.deserialize()?;
+            let message = self.next().await?;
+            let (_id, path, _unit, result): (u32, OwnedObjectPath, String, String) = message.body().deserialize()?;
             if path == *job {
                 return Ok(result);
+            }
+        }
+    }
+
+    /// Waits for a new unit whose name ends like this, and returns its name.
+    pub(super) async fn unit(&mut self, suffix: &str) -> zbus::Result<String> {
+        loop {
+            let message = self.next().await?;
+            let (name, _path): (String, OwnedObjectPath) = message.body().deserialize()?;
+            if name.ends_with(suffix) {
+                return Ok(name);
             }
         }
     }
