@@ -202,7 +202,7 @@ pub fn contents(volume: &Volume, device: &DevicePath) -> Result<Contents, Failur
             Contents::Luks { ours: header.is_ours(&mapper), unfinished: header.is_interrupted(&mapper) }
         }
         inspect::Contents::Signature { kind, .. } => Contents::Signature(kind),
-        inspect::Contents::Unknown { .. } => Contents::Unknown,
+        inspect::Contents::Unknown { offset } => Contents::Unknown { offset },
     })
 }
 

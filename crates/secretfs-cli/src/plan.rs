@@ -1,6 +1,7 @@
 //! `secretfs plan`: what a start would do to which device, and why; looks only.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
@@ -96,6 +97,12 @@ fn look(volume: &Volume) -> Result<(Option<DevicePath>, Findings), Failure> {
         users: None,
         formatted_this_boot: false,
         wipe_begun: false,
+        file_size: volume
+            .backing
+            .path()
+            .and_then(|path| fs::metadata(path).ok())
+            .filter(fs::Metadata::is_file)
+            .map(|file| file.len()),
         standing: Standing::FirstTime,
         disks: facts::disks(volume)?,
     };

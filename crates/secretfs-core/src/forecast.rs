@@ -7,6 +7,7 @@ use crate::chain::Link;
 use crate::claim::Standing;
 use crate::config::{Backing, Target, Volume};
 use crate::machine::{Contents, Opening, decide_opening};
+use crate::progress::size;
 
 /// What was found, by looking only.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub struct Findings {
     pub formatted_this_boot: bool,
     /// Whether its header says how far the zeroing came that a format was interrupted in.
     pub wipe_begun: bool,
+    /// The size in bytes of the backing file that is there.
+    pub file_size: Option<u64>,
     /// How the backing compares with what the volume was before.
     pub standing: Standing,
     /// What there is to say of a backing made of several disks.
@@ -123,12 +126,20 @@ pub fn forecast(volume: &Volume, findings: Findings) -> Forecast {
         Contents::Luks { .. } if findings.formatted_this_boot => "this boot has formatted it",
         Contents::Luks { ours: true, .. } => "it carries a volume of this name",
         Contents::Luks { ours: false, .. } => "it carries a LUKS header that was made elsewhere",
-        Contents::Signature(_) | Contents::Unknown => "",
+        Contents::Signature(_) | Contents::Unknown { .. } => "",
     };
     match decide_opening(volume.lifecycle, &contents, findings.formatted_this_boot, findings.wipe_begun) {
         Ok(Opening::Format) => tell(Deed::Format, &format!("it is {}, and {why}", volume.lifecycle.as_str())),
         Ok(Opening::Resume) => tell(Deed::Resume, "its last format was interrupted while it was zeroed"),
-        Ok(Opening::Unlock) => tell(Deed::Unlock, &format!("it is {}, and {why}", volume.lifecycle.as_str())),
+        Ok(Opening::Unlock) => {
+            let grows = match (findings.file_size, &volume.backing) {
+                (Some(from), Backing::File { size: to, .. }) if from < *to => {
+                    format!("; it grows from {} to {}", size(from), size(*to))
+                }
+                _ => String::new(),
+            };
+            tell(Deed::Unlock, &format!("it is {}, and {why}{grows}", volume.lifecycle.as_str()))
+        }
         Err(failure) => stop(Deed::Refuse, failure),
     }
 }
@@ -155,6 +166,7 @@ mod tests {
             users: None,
             formatted_this_boot: false,
             wipe_begun: false,
+            file_size: None,
             standing: Standing::FirstTime,
             disks: Disks::Settled,
         }
@@ -197,7 +209,7 @@ mod tests {
             (&file, Findings { mapping: other, ..found(None) }, Deed::Refuse, Some(Cause::ChainBroken)),
             (&file, found(Some(signature)), Deed::Refuse, Some(Cause::ForeignSignature)),
             (&disk, found(None), Deed::Wait, Some(Cause::BackingMissing)),
-            (&disk, found(Some(Contents::Unknown)), Deed::Refuse, Some(Cause::NotBlank)),
+            (&disk, found(Some(Contents::Unknown { offset: 7 })), Deed::Refuse, Some(Cause::NotBlank)),
             (&disk, found(Some(ours.clone())), Deed::Format, None),
             (&disk, Findings { formatted_this_boot: true, ..found(Some(ours)) }, Deed::Unlock, None),
             (&file, Findings { standing: gone, ..found(None) }, Deed::Refuse, Some(Cause::HeaderGone)),
@@ -213,5 +225,14 @@ mod tests {
             assert_eq!(told, (deed, cause), "{findings:?}");
             assert!(!forecast.why.is_empty(), "{findings:?}");
         }
+    }
+
+    #[test]
+    fn growth_is_told() {
+        let file = volume("persistent", "{ file = \"/srv/v.img\", size = \"64MiB\" }");
+        let ours = Contents::Luks { ours: true, unfinished: false };
+        let told = |file_size| forecast(&file, Findings { file_size, ..found(Some(ours.clone())) }).why;
+        assert!(told(Some(48 << 20)).ends_with("; it grows from 48.0 MiB to 64.0 MiB"), "{}", told(Some(48 << 20)));
+        assert_eq!(told(Some(64 << 20)), told(None));
     }
 }

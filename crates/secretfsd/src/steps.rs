@@ -140,7 +140,7 @@ pub fn inspect_mapping(volume: &Volume) -> Result<Event, Failure> {
     let unfinished = header.is_some_and(|header| header.is_interrupted(&volume.name.mapper()));
     let wipe_due = facts::wipe_begun(volume, &backing, unfinished)?;
     // What was never written reads as noise.
-    let contents = if wipe_due { Contents::Unknown } else { contents(volume, &mapped_device(volume)?)? };
+    let contents = if wipe_due { Contents::Unknown { offset: 0 } } else { contents(volume, &mapped_device(volume)?)? };
     Ok(Event::Inspected { contents, unfinished, wipe_due })
 }
 

@@ -136,7 +136,7 @@ impl Machine {
             qemu.args(["-device", &format!("nvme,drive={serial},serial={serial}")]);
         }
         // A port that a disk can be attached to while the machine runs.
-        qemu.args(["-device", "pcie-root-port,id=port", "-monitor", "unix:monitor.socket,server,nowait"]);
+        qemu.args(["-device", "pcie-root-port,id=slot1", "-monitor", "unix:monitor.socket,server,nowait"]);
         qemu.arg("-netdev").arg(format!("user,id=net,hostfwd=tcp:127.0.0.1:{}-:22", self.ssh_port));
         qemu.args(["-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci"]);
         self.qemu = Some(Service::spawn("qemu", &qemu, &self.directory.join("qemu.log"))?);
@@ -275,7 +275,7 @@ impl Machine {
     pub(crate) fn attach_nvme(&self, serial: &str) -> Result<()> {
         let mut monitor = UnixStream::connect(self.directory.join("monitor.socket"))?;
         writeln!(monitor, "drive_add 0 file={serial}.raw,format=raw,if=none,id=late,cache=unsafe,discard=unmap")?;
-        writeln!(monitor, "device_add nvme,drive=late,serial={serial},bus=port")?;
+        writeln!(monitor, "device_add nvme,drive=late,serial={serial},bus=slot1")?;
         Ok(())
     }
 

@@ -18,7 +18,10 @@ pub enum Contents {
     /// Another signature, by the name libblkid gives it.
     Signature(String),
     /// No signature, but not blank either.
-    Unknown,
+    Unknown {
+        /// The first byte that was found not to be zero.
+        offset: u64,
+    },
 }
 
 impl Contents {
@@ -65,7 +68,10 @@ pub fn decide_opening(
             "it has a LUKS header that secretfs did not make, and an ephemeral volume would overwrite it",
         )),
         (_, Contents::Signature(kind)) => Err(Failure::new(Cause::ForeignSignature, format!("found {kind}"))),
-        (_, Contents::Unknown) => Err(Failure::new(Cause::NotBlank, "no signature is known, but it is not all zeros")),
+        (_, Contents::Unknown { offset }) => {
+            let detail = format!("it has no signature that is known, but data at byte {offset}");
+            Err(Failure::new(Cause::NotBlank, detail))
+        }
     }
 }
 
@@ -78,7 +84,7 @@ pub(super) fn check_filesystem(filesystem: FilesystemType, contents: &Contents) 
         Contents::Signature(kind) => kind.as_str(),
         Contents::Blank => "nothing",
         Contents::Luks { .. } => "another LUKS header",
-        Contents::Unknown => "data without a signature",
+        Contents::Unknown { .. } => "data without a signature",
     };
     Err(Failure::new(Cause::FilesystemMissing, format!("{} was expected and {found} was found", filesystem.as_str())))
 }

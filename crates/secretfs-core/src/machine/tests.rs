@@ -368,7 +368,7 @@ fn openings() {
         assert_eq!(opened(lifecycle, luks(true, true), true), Ok(Opening::Format));
         let foreign = Contents::Signature("xfs".to_owned());
         assert_eq!(opened(lifecycle, foreign, false), Err(Cause::ForeignSignature));
-        assert_eq!(opened(lifecycle, Contents::Unknown, false), Err(Cause::NotBlank));
+        assert_eq!(opened(lifecycle, Contents::Unknown { offset: 0 }, false), Err(Cause::NotBlank));
         assert_eq!(decide_opening(lifecycle, &luks(true, true), false, true), Ok(Opening::Resume));
         assert!(decide_opening(lifecycle, &luks(false, true), false, true) != Ok(Opening::Resume));
     }
@@ -384,7 +384,7 @@ fn only_the_configured_file_system_will_do() {
     let signature = |kind: &str| Contents::Signature(kind.to_owned());
     assert_eq!(decide::check_filesystem(FilesystemType::Ext4, &signature("ext4")), Ok(()));
     assert_eq!(decide::check_filesystem(FilesystemType::Ext4, &signature("ext3")), Ok(()));
-    for contents in [signature("xfs"), Contents::Blank, Contents::Unknown, ours()] {
+    for contents in [signature("xfs"), Contents::Blank, Contents::Unknown { offset: 0 }, ours()] {
         let failure = decide::check_filesystem(FilesystemType::Ext4, &contents).unwrap_err();
         assert_eq!(failure.cause, Cause::FilesystemMissing);
     }
@@ -418,7 +418,7 @@ fn outcome(step: Step, pick: u8) -> Event {
         Step::FetchKey => key(),
         Step::Inspect if pick.is_multiple_of(3) => swap::found(pick.is_multiple_of(2)),
         Step::Inspect if pick.is_multiple_of(5) => {
-            Event::Inspected { contents: Contents::Unknown, unfinished: true, wipe_due: true }
+            Event::Inspected { contents: Contents::Unknown { offset: 0 }, unfinished: true, wipe_due: true }
         }
         Step::Inspect => ext4(pick.is_multiple_of(2)),
         other => Event::Done(other),

@@ -27,7 +27,7 @@ fn swap_space_is_made_and_put_to_use() {
         key(),
         Event::Done(Step::Format(Kdf::Pbkdf2Minimal)),
         Event::Done(Step::Unlock),
-        Event::Inspected { contents: Contents::Unknown, unfinished: true, wipe_due: false },
+        Event::Inspected { contents: Contents::Unknown { offset: 0 }, unfinished: true, wipe_due: false },
         Event::Done(Step::MakeFilesystem),
         Event::Done(Step::FinishFormat),
         Event::Done(Step::Mount),

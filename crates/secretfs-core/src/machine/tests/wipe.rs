@@ -7,7 +7,7 @@ fn zeroed_first() -> Machine {
 }
 
 fn wipe_due() -> Event {
-    Event::Inspected { contents: Contents::Unknown, unfinished: true, wipe_due: true }
+    Event::Inspected { contents: Contents::Unknown { offset: 0 }, unfinished: true, wipe_due: true }
 }
 
 /// The events that lead to an interrupted wipe of `machine`, whose header says how far it came.
