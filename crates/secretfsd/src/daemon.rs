@@ -12,25 +12,19 @@ use secretfs_core::cause::{Cause, Failure};
 use secretfs_core::config::{Aws, Target, Volume};
 use secretfs_core::key::{AuditTrail, FetchRequest};
 use secretfs_core::machine::{Action, Event, Exit, Machine, Step};
-use secretfs_core::name::{UnitName, VolumeName};
+use secretfs_core::name::VolumeName;
 use secretfs_core::progress::Progress;
-use secretfs_systemd::manager::{JobResult, Manager};
+use secretfs_systemd::manager::Manager;
 use secretfs_systemd::notify::{Notifier, NotifyError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::worker::Worker;
-use crate::{config, fetch, mounts, steps, tell, wipe};
+use crate::{config, fetch, mounts, steps, tell, units, wipe};
 
 /// What `TimeoutStartSec=` is extended by beyond a step's own limit, for the daemon to say that it failed.
 const TIMEOUT_MARGIN: Duration = Duration::from_secs(20);
-
-/// systemd answers at once; the loop stands still for this long at most, when the volume is lost already.
-const ASK_LIMIT: Duration = Duration::from_secs(5);
-
-/// How systemd refuses a unit of which it has no file (org.freedesktop.systemd1(5)).
-const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 
 /// What came of a step besides the event for the state machine.
 struct Ended {
@@ -92,7 +86,7 @@ pub async fn run(name: &VolumeName) -> Exit {
     };
     say(&notifier.status(&format!("Failed: {failure}. Hint: {}", failure.cause.row().hint)));
     tell::failed(name.as_str(), "configuration", &failure, None);
-    fail_waiting(&manager, name).await;
+    units::fail_waiting(&manager, name).await;
     Exit::Permanent
 }
 
@@ -234,18 +228,18 @@ impl Daemon {
                 self.ready = true;
                 say(&self.notifier.ready());
             }
-            Action::WatchDevices => self.device_watch = Some(Box::pin(watch_devices(self.manager.clone()))),
+            Action::WatchDevices => self.device_watch = Some(Box::pin(units::watch_devices(self.manager.clone()))),
             Action::WipeFreeSpace => self.zeroing = self.start_zeroing(),
             Action::Stopping => {
                 say(&self.notifier.stopping());
             }
             Action::StopSelf => {
                 let service = self.volume.name.service();
-                if let Err(error) = self.manager.stop_unit_no_wait(&service, ASK_LIMIT).await {
+                if let Err(error) = self.manager.stop_unit_no_wait(&service, units::ASK_LIMIT).await {
                     return Some(Turn::Event(Event::Failed(Step::Verify, error.failure())));
                 }
             }
-            Action::FailWaiting => fail_waiting(&self.manager, &self.volume.name).await,
+            Action::FailWaiting => units::fail_waiting(&self.manager, &self.volume.name).await,
             Action::Tell(story) => tell::tell(self.machine.name(), &story, &self.trail),
             Action::Exit(exit) => return Some(Turn::Exit(exit)),
         }
@@ -272,10 +266,21 @@ impl Daemon {
                 abandonable: true,
                 future: Box::pin(fetch_key(fetch::request(&self.volume, &self.aws))),
             },
-            Step::Mount => Running { step, abandonable: true, future: Box::pin(mount(self.manager.clone(), volume)) },
+            Step::Mount => {
+                let manager = self.manager.clone();
+                let future = async move { units::mount(&manager, &volume).await.into() };
+                Running { step, abandonable: true, future: Box::pin(future) }
+            }
             Step::Unmount => {
                 self.cancel.ask();
-                let future = unmount(self.manager.clone(), volume, self.worker.clone(), self.zeroing.take());
+                let (manager, worker, zeroing) = (self.manager.clone(), self.worker.clone(), self.zeroing.take());
+                let future = async move {
+                    // It holds a file open there.
+                    if let Some(zeroing) = zeroing {
+                        let _ = zeroing.await;
+                    }
+                    units::unmount(&manager, volume, &worker).await.into()
+                };
                 Running { step, abandonable: false, future: Box::pin(future) }
             }
             Step::Verify if self.ready && volume.target == Target::Swap => {
@@ -338,58 +343,6 @@ async fn fetch_key(request: FetchRequest) -> Ended {
     }
 }
 
-async fn mount(manager: Manager, volume: Arc<Volume>) -> Ended {
-    let unit = volume.unit();
-    match manager.start_unit(&unit, Step::Mount.limit()).await {
-        Ok(JobResult::Done) => Event::Done(Step::Mount).into(),
-        Ok(result) => {
-            let cause = match volume.target {
-                Target::Mount(_) => Cause::MountFailed,
-                Target::Swap => Cause::SwapFailed,
-            };
-            let failure = Failure::new(cause, format!("the job of {unit} ended with: {result}"));
-            Event::Failed(Step::Mount, failure).into()
-        }
-        // The configuration was changed, and systemd has not read the units that come of it.
-        Err(error) if error.refusal() == Some(NO_SUCH_UNIT) => {
-            Event::Failed(Step::Mount, Failure::new(Cause::UnitsMissing, unit.to_string())).into()
-        }
-        Err(error) => Event::Failed(Step::Mount, error.failure()).into(),
-    }
-}
-
-async fn unmount(
-    manager: Manager,
-    volume: Arc<Volume>,
-    worker: Worker,
-    zeroing: Option<oneshot::Receiver<Result<(), Failure>>>,
-) -> Ended {
-    // It holds a file open there.
-    if let Some(zeroing) = zeroing {
-        let _ = zeroing.await;
-    }
-    let unit = volume.unit();
-    let (cause, state) = match volume.target {
-        Target::Mount(_) => (Cause::UnmountFailed, "mounted"),
-        Target::Swap => (Cause::SwapoffFailed, "in use"),
-    };
-    let result = match manager.stop_unit(&unit, Step::Unmount.limit()).await {
-        // A job can be done because systemd knew of no mount; what counts is the kernel's table.
-        Ok(JobResult::Done) => match worker.run(move || steps::is_mounted(&volume)).await {
-            Ok(Ok(false)) => Ok(()),
-            Ok(Ok(true)) => Err(Failure::new(cause, format!("{unit} is stopped, yet it is {state}"))),
-            Ok(Err(failure)) => Err(failure),
-            Err(_) => Err(Failure::new(Cause::Internal, "the look at the kernel's table panicked")),
-        },
-        Ok(result) => Err(Failure::new(cause, format!("the job of {unit} ended with: {result}"))),
-        Err(error) => Err(error.failure()),
-    };
-    match result {
-        Ok(()) => Event::Done(Step::Unmount).into(),
-        Err(failure) => Event::Failed(Step::Unmount, failure).into(),
-    }
-}
-
 /// Takes swap space that went away while the system goes down for no loss.
 ///
 /// systemd has a unit for each name of the device, made from `/proc/swaps`, and these conflict with umount.target. To stop
@@ -398,44 +351,14 @@ async fn unmount(
 async fn forgive_shutdown(manager: Manager, look: impl Future<Output = Ended>) -> Ended {
     let ended = look.await;
     match &ended.event {
-        Event::Failed(step, failure) if failure.cause == Cause::SwapLost && is_going_down(&manager).await => {
+        Event::Failed(step, failure) if failure.cause == Cause::SwapLost && units::is_going_down(&manager).await => {
             Event::Done(*step).into()
         }
         _ => ended,
     }
 }
 
-/// Whether the system goes down; by what systemd itself tells it by.
-async fn is_going_down(manager: &Manager) -> bool {
-    let shutdown = UnitName::new("shutdown.target").expect("a unit name");
-    let facts = manager.unit_facts(&shutdown, ASK_LIMIT).await;
-    facts.is_ok_and(|facts| facts.is_active() || facts.job_pending)
-}
-
-/// Fails what waits for the volume's device, so that nobody waits for a volume that will not come.
-async fn fail_waiting(manager: &Manager, name: &VolumeName) {
-    let device = name.mapper().device_unit();
-    if let Err(error) = manager.cancel_job_of(&device, ASK_LIMIT).await {
-        let failure = error.failure();
-        tracing::warn!(volume = %name, unit = %device, "what waits for {device} goes on waiting: {failure}");
-    }
-}
-
-/// Waits for a new device; says whether there is one, or else that systemd can't be heard.
-async fn watch_devices(manager: Manager) -> bool {
-    match manager.device_appeared().await {
-        Ok(unit) => {
-            tracing::debug!(%unit, "a device appeared");
-            true
-        }
-        Err(error) => {
-            tracing::debug!("new devices are not heard of: {error}");
-            false
-        }
-    }
-}
-
-/// Waits for the end of [`watch_devices`], or for ever.
+/// Waits for the end of [`units::watch_devices`], or for ever.
 async fn appeared(watch: &mut Option<Pin<Box<dyn Future<Output = bool>>>>) -> bool {
     let Some(future) = watch else { return future::pending().await };
     let appeared = future.as_mut().await;

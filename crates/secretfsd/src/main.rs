@@ -7,6 +7,7 @@ mod grow;
 mod mounts;
 mod steps;
 mod tell;
+mod units;
 mod wipe;
 mod worker;
 

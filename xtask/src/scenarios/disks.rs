@@ -44,39 +44,69 @@ fn check_inactive(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn striped_and_swapped(rig: &mut Rig) -> Result<()> {
-    let volume = over_two();
-    rig.configure(&[&volume])?;
+/// A volume of every layout, each persistent and over disks of its own.
+fn every_layout() -> [Volume; 3] {
+    let linear = format!(r#"{{ match = {{ serial = ["{DISK_E}", "{DISK_F}"] }}, layout = "linear" }}"#);
+    let single = format!(r#"{{ match = {{ by-id = "nvme-QEMU_NVMe_Ctrl_{DISK_B}" }} }}"#);
+    let named =
+        |name: &str, backing| Volume { name: name.into(), mount: format!("/mnt/{name}"), backing, ..Volume::data("") };
+    [over_two(), named("line", linear), named("one", single)]
+}
+
+pub(super) fn every_layout_swapped(rig: &mut Rig) -> Result<()> {
+    rig.vm.power_off()?;
+    rig.vm.set_nvme(&[DISK_B, SERIAL_C, SERIAL_D, DISK_E, DISK_F]);
+    rig.vm.boot()?;
+    let volumes = every_layout();
+    rig.configure(&volumes.iter().collect::<Vec<_>>())?;
     let plan = rig.vm.ok("secretfs plan data")?;
     ensure!(plan.contains("one device of /dev/nvme") && plan.contains("FORMAT"), "the plan is: {plan}");
-    rig.vm.ok("systemctl start secretfs@data")?;
-    volume.check_up(rig)?;
+    rig.vm.ok("systemctl start secretfs@data secretfs@line secretfs@one")?;
     let lvm = "lvs --noheadings --options vg_name,vg_tags,vg_autoactivation,lv_name,segtype,stripes,stripesize --units k --nosuffix";
     let made = rig.vm.ok(lvm)?;
-    ensure!(
-        made.split_whitespace().eq(["secretfs-data", "secretfs", "data", "striped", "2", "16.00"]),
-        "LVM has made:\n{made}"
-    );
-    let below = rig.vm.ok("dmsetup deps --options devname secretfs-data")?;
-    ensure!(below.contains("(secretfs--data-data)"), "the encryption lies on {below}");
+    let wanted = [
+        ["secretfs-data", "secretfs", "data", "striped", "2", "16.00"],
+        ["secretfs-line", "secretfs", "data", "linear", "1", "0"],
+    ];
+    for words in wanted {
+        // A linear volume has a segment on each disk.
+        ensure!(made.lines().any(|line| line.split_whitespace().eq(words)), "LVM has made:\n{made}");
+    }
+    for (mapper, lower) in [("secretfs-data", "(secretfs--data-data)"), ("secretfs-line", "(secretfs--line-data)")] {
+        let below = rig.vm.ok(&format!("dmsetup deps --options devname {mapper}"))?;
+        ensure!(below.contains(lower), "the encryption {mapper} lies on {below}");
+    }
     let status = rig.vm.ok("secretfs status data")?;
     ensure!(status.contains("striped disks") && status.contains(" on /dev/"), "the status is:\n{status}");
 
-    rig.vm.ok("head --bytes=20M /dev/urandom > /mnt/data/kept && sync --file-system /mnt/data/kept")?;
-    let (sum, uuid) = (rig.vm.ok("sha256sum /mnt/data/kept")?, volume.luks_uuid(rig)?);
-    let before = (kernel_name(rig, SERIAL_C)?, kernel_name(rig, SERIAL_D)?);
+    let mut before = Vec::new();
+    for volume in &volumes {
+        volume.check_up(rig)?;
+        let kept = format!("{}/kept", volume.mount);
+        rig.vm.ok(&format!("head --bytes=20M /dev/urandom > {kept} && sync --file-system {kept}"))?;
+        before.push((rig.vm.ok(&format!("sha256sum {kept}"))?, volume.luks_uuid(rig)?));
+    }
+    let serials = [DISK_B, SERIAL_C, SERIAL_D, DISK_E, DISK_F];
+    let names = |rig: &Rig| serials.iter().map(|serial| kernel_name(rig, serial)).collect::<Result<Vec<_>>>();
+    let called = names(rig)?;
     rig.vm.power_off()?;
-    rig.vm.set_nvme(&[SERIAL_D, SERIAL_C, DISK_B]);
+    rig.vm.set_nvme(&[DISK_F, SERIAL_D, DISK_E, SERIAL_C, DISK_B]);
     rig.vm.boot()?;
-    rig.wait_active("secretfs@data.service")?;
-    let after = (kernel_name(rig, SERIAL_C)?, kernel_name(rig, SERIAL_D)?);
-    ensure!(before != after, "the kernel still calls the disks {before:?}: nothing was swapped");
-    volume.check_up(rig)?;
-    ensure!(volume.luks_uuid(rig)? == uuid, "the volume has another LUKS header");
-    ensure!(rig.vm.ok("sha256sum /mnt/data/kept")? == sum, "the data is not what it was");
+    let renamed = names(rig)?;
+    ensure!(called.iter().zip(&renamed).filter(|(was, is)| was != is).count() >= 4, "{called:?} became {renamed:?}");
+    for (volume, (sum, uuid)) in volumes.iter().zip(&before) {
+        rig.wait_active(&volume.service())?;
+        volume.check_up(rig)?;
+        ensure!(volume.luks_uuid(rig)? == *uuid, "volume {} has another LUKS header", volume.name);
+        let now = rig.vm.ok(&format!("sha256sum {}/kept", volume.mount))?;
+        ensure!(now == *sum, "the data of volume {} is not what it was", volume.name);
+    }
+    println!("the kernel called the disks {called:?} and then {renamed:?}; every layout kept its data");
 
-    rig.vm.ok("systemctl stop secretfs@data")?;
-    volume.check_gone(rig)?;
+    rig.vm.ok("systemctl stop secretfs@data secretfs@line secretfs@one")?;
+    for volume in &volumes {
+        volume.check_gone(rig)?;
+    }
     check_inactive(rig)?;
     rig.check_quiet_journal()
 }

@@ -115,8 +115,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "bad input: a foreign file system on the device", run: bad_input::foreign_file_system },
     Scenario { name: "bad input: a kernel name is accepted with a warning", run: disks::kernel_name_warned_of },
     Scenario {
-        name: "disks: two in stripes by model and serial, swapped between boots: the same data",
-        run: disks::striped_and_swapped,
+        name: "disks: every layout by serial and by-id, all disks swapped between boots: the same data",
+        run: disks::every_layout_swapped,
     },
     Scenario { name: "disks: a missing one is waited for by its name", run: disks::missing_member },
     Scenario {
