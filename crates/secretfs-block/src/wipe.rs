@@ -112,6 +112,14 @@ impl Zeroing {
         Ok(Self { path, file, zeros: zeros(), done: align(metadata.len()), kind: Kind::FreeSpace })
     }
 
+    /// Gives up an interrupted zeroing of free space, and the space with it.
+    pub fn give_up_free_space(mount: &Path) -> Result<(), WipeError> {
+        match fs::symlink_metadata(mount.join(FILE)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            _ => Self::of_free_space(mount)?.finish(),
+        }
+    }
+
     /// Bytes that are zeroed.
     pub fn done(&self) -> u64 {
         self.done

@@ -13,7 +13,7 @@ pub use self::event::{Action, Event, Exit, Story};
 pub use self::step::Step;
 use crate::cause::{Cause, Failure, Retry};
 use crate::chain::Link;
-use crate::config::{Filesystem, FilesystemType, Lifecycle, Volume, Wipe};
+use crate::config::{Filesystem, FilesystemType, Lifecycle, Volume};
 use crate::key::Kdf;
 use crate::retry::Schedule;
 
@@ -51,7 +51,6 @@ pub struct Machine {
     name: String,
     lifecycle: Lifecycle,
     filesystem: Filesystem,
-    wipe: Wipe,
     start_timeout: Duration,
     seed: u64,
     schedule: Schedule,
@@ -78,7 +77,6 @@ impl Machine {
             name: volume.name.to_string(),
             lifecycle: volume.lifecycle,
             filesystem: volume.filesystem.clone(),
-            wipe: volume.wipe,
             start_timeout: volume.start_timeout,
             seed,
             schedule: Schedule::new(seed, volume.start_timeout),
@@ -260,10 +258,8 @@ impl Machine {
             Action::Status(format!("{}; holding the volume", self.how())),
             Action::Ready,
             Action::Tell(Story::Ready { adopted: self.adopted }),
+            Action::WipeFreeSpace,
         ];
-        if matches!(self.wipe, Wipe::Zero { .. }) {
-            actions.push(Action::WipeFreeSpace);
-        }
         actions.extend(self.look_again());
         actions
     }

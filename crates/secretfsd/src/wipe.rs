@@ -1,5 +1,6 @@
 //! The zeroing of a volume: all of it before it is ready, or its free space beside everything else.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use secretfs_block::wipe::{WipeError, Zeroing};
 use secretfs_block::{luks, volume as facts};
 use secretfs_core::cause::Failure;
-use secretfs_core::config::Volume;
+use secretfs_core::config::{Volume, Wipe};
 use secretfs_core::machine::{Event, Step};
 use secretfs_core::progress::{Progress, size};
 use tokio::sync::watch;
@@ -62,7 +63,8 @@ pub fn whole(volume: &Volume, cancel: &Cancel, told: &watch::Sender<Option<Progr
     Ok(Event::Done(Step::Wipe))
 }
 
-/// Zeroes the free space of a mounted volume, if the header says that this is still to be done.
+/// Zeroes the free space of a mounted volume, if the header says that this is still to be done; gives up what was begun if
+/// the configuration does not ask for it any more.
 pub fn free_space(volume: &Volume, cancel: &Cancel, told: &watch::Sender<Option<Progress>>) -> Result<(), Failure> {
     let result = try_free_space(volume, cancel, told);
     if let Err(failure) = &result {
@@ -74,13 +76,19 @@ pub fn free_space(volume: &Volume, cancel: &Cancel, told: &watch::Sender<Option<
 
 fn try_free_space(volume: &Volume, cancel: &Cancel, told: &watch::Sender<Option<Progress>>) -> Result<(), Failure> {
     let device = steps::present_device(volume)?;
+    let note_end = || luks::note_zeroed(&device, None).map_err(|error| error.failure());
     let due = luks::zeroed(&device).map_err(|error| error.failure())?.is_some();
     let Some(mount) = volume.target.mount().filter(|_| due) else { return Ok(()) };
     // Nothing is to be filled but the volume, should it be gone already.
     if !steps::is_mounted(volume)? {
         return Ok(());
     }
-    let mut zeroing = Zeroing::of_free_space(mount.as_str().as_ref()).map_err(failure)?;
+    let mount = Path::new(mount.as_str());
+    if !matches!(volume.wipe, Wipe::Zero { .. }) {
+        Zeroing::give_up_free_space(mount).map_err(failure)?;
+        return note_end();
+    }
+    let mut zeroing = Zeroing::of_free_space(mount).map_err(failure)?;
     // The volume's users come first: they have the disk for as long as each chunk took.
     let whole = drive(volume, &mut zeroing, cancel, told, |_, took| {
         thread::sleep(took);
@@ -89,7 +97,7 @@ fn try_free_space(volume: &Volume, cancel: &Cancel, told: &watch::Sender<Option<
     if whole {
         let bytes = zeroing.done();
         zeroing.finish().map_err(failure)?;
-        luks::note_zeroed(&device, None).map_err(|error| error.failure())?;
+        note_end()?;
         tracing::info!(volume = %volume.name, step = %Step::Wipe, "volume {}: its free space is zeroed, {}", volume.name, size(bytes));
     }
     Ok(())

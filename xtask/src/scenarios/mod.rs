@@ -52,6 +52,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "integrity: tags made, kept through a kill and a crash, a changed sector is an error",
         run: wipe::integrity,
     },
+    Scenario { name: "wipe: given up when it is not asked for any more", run: wipe::given_up },
     Scenario { name: "wipe: discarded at a format", run: wipe::discarded },
     Scenario { name: "consumer with Requires=+After=", run: consumers::requires_and_after },
     Scenario { name: "consumer with RequiresMountsFor= only", run: consumers::requires_mounts_for },

@@ -127,6 +127,25 @@ pub(super) fn beside(rig: &mut Rig) -> Result<()> {
     volume.check_up(rig)
 }
 
+pub(super) fn given_up(rig: &mut Rig) -> Result<()> {
+    let volume = Volume { extra: "wipe = \"zero\"".into(), ..Volume::data(DISK_A) };
+    slow_down(rig, DISK_A, 32)?;
+    rig.configure(&[&volume])?;
+    rig.vm.ok("systemctl start secretfs@data")?;
+    wait_beyond(rig, 0)?;
+    rig.vm.ok("systemctl stop secretfs@data")?;
+    // The configuration does not ask for it any more.
+    rig.configure(&[&Volume::data(DISK_A)])?;
+    rig.vm.ok("systemctl start secretfs@data")?;
+    rig.vm.wait_until("the space is given back", "! test -e /mnt/data/.secretfs-wipe", UP_LIMIT)?;
+    rig.vm.wait_until(
+        "the header speaks of no zeroing",
+        &format!("! cryptsetup luksDump --dump-json-metadata {DISK_A} | grep secretfs-wipe"),
+        UP_LIMIT,
+    )?;
+    volume.check_up(rig)
+}
+
 pub(super) fn discarded(rig: &mut Rig) -> Result<()> {
     let volume = Volume { extra: "wipe = \"discard\"".into(), ..Volume::scratch() };
     let kib = |rig: &Rig| -> Result<u64> {

@@ -104,7 +104,8 @@ pub enum Action {
     WatchDevices,
     /// Say `READY=1`.
     Ready,
-    /// Zero the free space beside all else, if the header says that it is still to be done.
+    /// Zero the free space beside all else, if the header says that it is still to be done; or give up what was begun, if
+    /// the configuration does not ask for it any more.
     WipeFreeSpace,
     /// Say `STOPPING=1`.
     Stopping,

@@ -93,6 +93,7 @@ fn a_formatted_volume_comes_up() {
         Action::Run(Step::Verify),
         Action::Ready,
         Action::Tell(Story::Ready { adopted: false }),
+        Action::WipeFreeSpace,
     ];
     assert_eq!(drive(&mut persistent(), up()), wanted);
 }
@@ -165,6 +166,7 @@ fn a_running_volume_is_taken_over_without_a_key() {
         Action::Run(Step::Verify),
         Action::Ready,
         Action::Tell(Story::Ready { adopted: true }),
+        Action::WipeFreeSpace,
     ];
     assert_eq!(drive(&mut persistent(), events), wanted);
 }

@@ -48,6 +48,7 @@ fn swap_space_is_made_and_put_to_use() {
         Action::Run(Step::Verify),
         Action::Ready,
         Action::Tell(Story::Ready { adopted: false }),
+        Action::WipeFreeSpace,
     ];
     assert_eq!(drive(&mut machine, events), wanted);
     let actions = drive(&mut machine, [Event::MountsChanged, failed(Step::Verify, Cause::SwapLost)]);
