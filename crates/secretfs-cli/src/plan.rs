@@ -8,7 +8,6 @@ use std::process::ExitCode;
 
 use secretfs_block::{DevicePath, device, volume as facts};
 use secretfs_core::cause::Failure;
-use secretfs_core::claim::Standing;
 use secretfs_core::config::{Backing, Config, Target, Volume};
 use secretfs_core::forecast::{Deed, Disks, Findings, Forecast, forecast};
 use secretfs_core::machine::Contents;
@@ -28,6 +27,8 @@ struct Plan {
     /// Whether it is used as swap space instead of being mounted.
     swap: bool,
     why: String,
+    /// How the backing compares with what the volume was when it was last up.
+    claim: Option<String>,
     /// The cause's code, where nothing would be done.
     cause: Option<&'static str>,
     hint: Option<String>,
@@ -64,6 +65,7 @@ fn plan_all(config: &Config, only: Option<&str>) -> Vec<Plan> {
         mount: refused.target.as_ref().and_then(Target::mount).map(ToString::to_string),
         swap: refused.target == Some(Target::Swap),
         why: refused.errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+        claim: None,
         cause: Some(secretfs_core::cause::Cause::Config.code()),
         hint: refused.errors.first().and_then(|error| error.hint.clone()),
     });
@@ -73,7 +75,9 @@ fn plan_all(config: &Config, only: Option<&str>) -> Vec<Plan> {
 fn plan(volume: &Volume) -> Plan {
     let (device, forecast) = match look(volume) {
         Ok((device, findings)) => (device, forecast(volume, findings)),
-        Err(failure) => (None, Forecast { deed: Deed::Refuse, why: failure.to_string(), failure: Some(failure) }),
+        Err(failure) => {
+            (None, Forecast { deed: Deed::Refuse, why: failure.to_string(), claim: None, failure: Some(failure) })
+        }
     };
     Plan {
         name: volume.name.to_string(),
@@ -83,6 +87,7 @@ fn plan(volume: &Volume) -> Plan {
         mount: volume.target.mount().map(ToString::to_string),
         swap: volume.target == Target::Swap,
         why: forecast.why,
+        claim: forecast.claim,
         cause: forecast.failure.as_ref().map(|failure| failure.cause.code()),
         hint: forecast.failure.map(|failure| failure.cause.row().hint.to_owned()),
     }
@@ -103,7 +108,7 @@ fn look(volume: &Volume) -> Result<(Option<DevicePath>, Findings), Failure> {
             .and_then(|path| fs::metadata(path).ok())
             .filter(fs::Metadata::is_file)
             .map(|file| file.len()),
-        standing: Standing::FirstTime,
+        standing: None,
         disks: facts::disks(volume)?,
     };
     let device = facts::backing_device(volume)?;
@@ -114,7 +119,7 @@ fn look(volume: &Volume) -> Result<(Option<DevicePath>, Findings), Failure> {
             let contents = facts::contents(volume, device)?;
             findings.formatted_this_boot = contents.is_luks() && facts::formatted_this_boot(volume, device)?;
             findings.wipe_begun = facts::wipe_begun(volume, device, contents.is_unfinished())?;
-            findings.standing = facts::standing(volume, Some(device), &contents)?;
+            findings.standing = Some(facts::standing(volume, Some(device), &contents)?);
             findings.contents = Some(contents);
         }
         (None, Backing::File { path, .. }) => {
@@ -122,12 +127,12 @@ fn look(volume: &Volume) -> Result<(Option<DevicePath>, Findings), Failure> {
             let file = DevicePath::unattached(path);
             let contents = findings.contents.clone().unwrap_or(Contents::Blank);
             findings.wipe_begun = facts::wipe_begun(volume, &file, contents.is_unfinished())?;
-            findings.standing = facts::standing(volume, Some(&file), &contents)?;
+            findings.standing = Some(facts::standing(volume, Some(&file), &contents)?);
         }
         (None, Backing::Device { .. } | Backing::Match { .. }) => {}
     }
     if matches!(findings.disks, Disks::Makeable(_)) {
-        findings.standing = facts::standing(volume, None, &Contents::Blank)?;
+        findings.standing = Some(facts::standing(volume, None, &Contents::Blank)?);
     }
     Ok((device, findings))
 }
@@ -156,6 +161,10 @@ fn render(plan: &Plan) -> String {
         Deed::Wait => format!("{name}: wait for {backing}: {why}\n"),
         Deed::Refuse => format!("{name}: refuse to touch {backing}: {why}\n"),
     };
+    // A refusal for its sake says it already.
+    if let Some(claim) = plan.claim.as_ref().filter(|claim| !plan.why.contains(claim.as_str())) {
+        let _ = writeln!(text, "  claim: {claim}");
+    }
     if let Some(hint) = &plan.hint {
         let _ = writeln!(text, "  hint: {hint}");
     }
@@ -176,6 +185,7 @@ mod tests {
             mount: Some("/mnt/v".to_owned()),
             swap: false,
             why: "it is blank".to_owned(),
+            claim: None,
             cause: None,
             hint: None,
         };

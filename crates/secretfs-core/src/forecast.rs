@@ -26,8 +26,8 @@ pub struct Findings {
     pub wipe_begun: bool,
     /// The size in bytes of the backing file that is there.
     pub file_size: Option<u64>,
-    /// How the backing compares with what the volume was before.
-    pub standing: Standing,
+    /// How the backing compares with what the volume was before, if there is a backing to compare.
+    pub standing: Option<Standing>,
     /// What there is to say of a backing made of several disks.
     pub disks: Disks,
 }
@@ -78,14 +78,22 @@ pub struct Forecast {
     pub deed: Deed,
     /// Why that.
     pub why: String,
+    /// How the backing compares with what the volume was before, if that was looked at.
+    pub claim: Option<String>,
     /// Why nothing would be done, for [`Deed::Refuse`] and [`Deed::Wait`].
     pub failure: Option<Failure>,
 }
 
 /// Tells what a start of `volume` would do.
 pub fn forecast(volume: &Volume, findings: Findings) -> Forecast {
-    let tell = |deed, why: &str| Forecast { deed, why: why.to_owned(), failure: None };
-    let stop = |deed, failure: Failure| Forecast { deed, why: failure.to_string(), failure: Some(failure) };
+    let claim = findings.standing.as_ref().map(Standing::words);
+    let tell = |deed, why: &str| Forecast { deed, why: why.to_owned(), claim: claim.clone(), failure: None };
+    let stop = |deed, failure: Failure| Forecast {
+        deed,
+        why: failure.to_string(),
+        claim: claim.clone(),
+        failure: Some(failure),
+    };
     match (findings.mapping, findings.mount) {
         (_, Link::Foreign(what)) => return stop(Deed::Refuse, Failure::new(Cause::MountPointBusy, what)),
         (Link::Foreign(what), _) => return stop(Deed::Refuse, Failure::new(Cause::ChainBroken, what)),
@@ -104,7 +112,7 @@ pub fn forecast(volume: &Volume, findings: Findings) -> Forecast {
     if let Some(users) = findings.users {
         return stop(Deed::Refuse, Failure::new(Cause::DeviceBusy, users));
     }
-    if let Some(failure) = findings.standing.refusal() {
+    if let Some(failure) = findings.standing.as_ref().and_then(Standing::refusal) {
         return stop(Deed::Refuse, failure);
     }
     match findings.disks {
@@ -167,7 +175,7 @@ mod tests {
             formatted_this_boot: false,
             wipe_begun: false,
             file_size: None,
-            standing: Standing::FirstTime,
+            standing: Some(Standing::FirstTime),
             disks: Disks::Settled,
         }
     }
@@ -212,7 +220,7 @@ mod tests {
             (&disk, found(Some(Contents::Unknown { offset: 7 })), Deed::Refuse, Some(Cause::NotBlank)),
             (&disk, found(Some(ours.clone())), Deed::Format, None),
             (&disk, Findings { formatted_this_boot: true, ..found(Some(ours)) }, Deed::Unlock, None),
-            (&file, Findings { standing: gone, ..found(None) }, Deed::Refuse, Some(Cause::HeaderGone)),
+            (&file, Findings { standing: Some(gone), ..found(None) }, Deed::Refuse, Some(Cause::HeaderGone)),
             (&disk, Findings { wipe_begun: true, ..found(Some(interrupted.clone())) }, Deed::Resume, None),
             (&disk, found(Some(interrupted)), Deed::Format, None),
             (&disk, with(missing), Deed::Wait, Some(Cause::BackingMissing)),

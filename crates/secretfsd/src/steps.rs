@@ -104,14 +104,17 @@ fn lacks_device(volume: &Volume) -> Result<bool, Failure> {
     }
 }
 
-/// Refuses what is not what it was, and says what is remarkable.
+/// Refuses what is not what it was, and says how what is there compares with that.
 fn go_on(volume: &Volume, standing: &Standing) -> Result<(), Failure> {
     if let Some(failure) = standing.refusal() {
         return Err(failure);
     }
-    // A file that is gone was removed; it takes no stop of the instance.
-    if let Some(remark) = standing.remark().filter(|_| !matches!(volume.backing, Backing::File { .. })) {
-        tracing::warn!(volume = %volume.name, step = %Step::Attach, "volume {}: {remark}", volume.name);
+    let (name, words) = (&volume.name, standing.words());
+    match volume.backing {
+        // A file that is gone was removed; it takes no stop of the instance.
+        Backing::File { .. } => {}
+        _ if standing.is_remarkable() => tracing::warn!(volume = %name, step = %Step::Attach, "volume {name}: {words}"),
+        _ => tracing::info!(volume = %name, step = %Step::Attach, "volume {name}: {words}"),
     }
     Ok(())
 }

@@ -96,6 +96,7 @@ pub(super) fn every_layout_swapped(rig: &mut Rig) -> Result<()> {
     ensure!(called.iter().zip(&renamed).filter(|(was, is)| was != is).count() >= 4, "{called:?} became {renamed:?}");
     for (volume, (sum, uuid)) in volumes.iter().zip(&before) {
         rig.wait_active(&volume.service())?;
+        rig.check_said(&volume.service(), &["it lies on the same devices as before"])?;
         volume.check_up(rig)?;
         ensure!(volume.luks_uuid(rig)? == *uuid, "volume {} has another LUKS header", volume.name);
         let now = rig.vm.ok(&format!("sha256sum {}/kept", volume.mount))?;

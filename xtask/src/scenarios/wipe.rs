@@ -16,8 +16,9 @@ fn done(rig: &Rig) -> Result<Option<u64>> {
 
 /// Waits until the zeroing is under way beyond the byte `from`, and gives where it is.
 fn wait_beyond(rig: &Rig, from: u64) -> Result<u64> {
+    // It says by its exit status that the volume is not ready yet.
     let script = format!(
-        "secretfs status data --json | grep --only-matching '\"done\": [0-9]*' | awk '{{ exit !($2 > {from}) }}'"
+        "{{ secretfs status data --json || true; }} | awk '/\"done\":/ {{ found = $2 + 0 }} END {{ exit !(found > {from}) }}'"
     );
     rig.vm.wait_until(&format!("the zeroing is beyond byte {from}"), &script, UP_LIMIT)?;
     done(rig)?.context("the zeroing ended meanwhile")

@@ -150,21 +150,29 @@ impl Standing {
         })
     }
 
-    /// What is worth a word in the journal, when the start goes on all the same.
-    pub fn remark(&self) -> Option<String> {
+    /// Whether somebody should see it, although the start goes on.
+    pub fn is_remarkable(&self) -> bool {
+        matches!(self, Self::NewBlankStore { .. } | Self::MembersChanged { .. })
+    }
+
+    /// What there is to say of it.
+    pub fn words(&self) -> String {
+        let list = |names: &[String]| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
         match self {
+            Self::FirstTime => "this machine has not had it up before".to_owned(),
+            Self::SameDevices => "it lies on the same devices as before".to_owned(),
             Self::NewBlankStore { new } if new.is_empty() => {
-                Some("its disks are the same and blank, as after a stop and start of the instance".to_owned())
+                "its disks are the same and blank, as after a stop and start of the instance".to_owned()
             }
-            Self::NewBlankStore { new } => Some(format!(
-                "its disks are new and blank, as after a stop and start of the instance: {}",
-                new.join(", ")
-            )),
+            Self::NewBlankStore { new } => {
+                format!("its disks are new and blank, as after a stop and start of the instance: {}", list(new))
+            }
             Self::MembersChanged { missing, new } => {
-                let list = |names: &[String]| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-                Some(format!("it lies on other devices than before; gone: {}; new: {}", list(missing), list(new)))
+                format!("it lies on other devices than before; gone: {}; new: {}", list(missing), list(new))
             }
-            _ => None,
+            Self::HeaderGone { .. } | Self::OtherHeader { .. } | Self::HeaderUnfinished | Self::WasKept => {
+                self.refusal().map_or_else(String::new, |failure| failure.detail)
+            }
         }
     }
 }
