@@ -193,7 +193,15 @@ fn open(device: &DevicePath) -> Result<(File, u64), InspectError> {
 }
 
 fn probe(device: &DevicePath, file: &File, bytes: u64) -> Result<Option<Contents>, InspectError> {
-    probe_file(file, bytes).map_err(|source| InspectError::Probe { device: device.clone(), source })
+    probe_file(file, bytes).map_err(|source| {
+        // libblkid has no words for a device that can't be read; the signatures are at both ends.
+        let mut reader = Reader { file, direct: None };
+        let ends = [0..bytes.min(END), bytes.saturating_sub(END)..bytes];
+        match ends.into_iter().find_map(|end| reader.read(end).err()) {
+            Some(source) => InspectError::Read { device: device.clone(), source },
+            None => InspectError::Probe { device: device.clone(), source },
+        }
+    })
 }
 
 fn probe_file(file: &File, bytes: u64) -> Result<Option<Contents>, BlkidErr> {

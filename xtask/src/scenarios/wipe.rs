@@ -214,7 +214,7 @@ pub(super) fn integrity(rig: &mut Rig) -> Result<()> {
 
     // A change behind the encryption's back is an error, never other data.
     rig.vm.ok("systemctl stop secretfs@data
-         dd if=/dev/urandom of=/var/lib/secretfs/data.img bs=1M seek=46 count=4 conv=notrunc status=none
+         dd if=/dev/urandom of=/var/lib/secretfs/data.img bs=1M seek=40 count=2 conv=notrunc status=none
          systemctl start secretfs@data")?;
     let said = rig.vm.fails("sha256sum /mnt/data/kept")?;
     ensure!(said.contains("Input/output error"), "{said}");
