@@ -26,7 +26,9 @@ fn wait_beyond(rig: &Rig, from: u64) -> Result<u64> {
 
 /// What the LUKS2 header of the disk says of the zeroing.
 fn noted(rig: &Rig, disk: &str) -> Result<String> {
-    rig.vm.ok(&format!("cryptsetup luksDump --dump-json-metadata {disk} | grep --only-matching 'secretfs-wipe.*\"bytes\":\"[0-9]*' || true"))
+    rig.vm.ok(&format!(
+        "cryptsetup luksDump --dump-json-metadata {disk} | tr --delete '[:space:]' | {{ grep --only-matching 'secretfs-wipe[^}}]*' || true; }}"
+    ))
 }
 
 /// How many of the bytes behind the header are zeros on the disk itself, in a thousand; ciphertext has 4.
