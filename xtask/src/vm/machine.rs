@@ -1,7 +1,7 @@
 //! One virtual machine: power, and a shell inside.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::io::{BufRead as _, BufReader, ErrorKind, Write};
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -10,6 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
 
 use super::accel::{self, Accel};
 use super::image::Image;
@@ -136,7 +137,7 @@ impl Machine {
             qemu.args(["-device", &format!("nvme,drive={serial},serial={serial}")]);
         }
         // A port that a disk can be attached to while the machine runs.
-        qemu.args(["-device", "pcie-root-port,id=slot1", "-monitor", "unix:monitor.socket,server,nowait"]);
+        qemu.args(["-device", "pcie-root-port,id=slot1", "-qmp", "unix:qmp.socket,server,nowait"]);
         qemu.arg("-netdev").arg(format!("user,id=net,hostfwd=tcp:127.0.0.1:{}-:22", self.ssh_port));
         qemu.args(["-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci"]);
         self.qemu = Some(Service::spawn("qemu", &qemu, &self.directory.join("qemu.log"))?);
@@ -273,9 +274,30 @@ impl Machine {
 
     /// Attaches one more `NVMe` disk while the machine runs.
     pub(crate) fn attach_nvme(&self, serial: &str) -> Result<()> {
-        let mut monitor = UnixStream::connect(self.directory.join("monitor.socket"))?;
-        writeln!(monitor, "drive_add 0 file={serial}.raw,format=raw,if=none,id=late,cache=unsafe,discard=unmap")?;
-        writeln!(monitor, "device_add nvme,drive=late,serial={serial},bus=slot1")?;
+        let file = json!({ "driver": "file", "filename": format!("{serial}.raw") });
+        let disk = json!({ "driver": "raw", "node-name": "late", "discard": "unmap", "file": file });
+        let device = json!({ "driver": "nvme", "drive": "late", "serial": serial, "bus": "slot1" });
+        self.ask_qemu(&[("qmp_capabilities", json!({})), ("blockdev-add", disk), ("device_add", device)])
+    }
+
+    /// Gives QEMU commands by its machine protocol (QMP), and waits until each is carried out.
+    fn ask_qemu(&self, commands: &[(&str, Value)]) -> Result<()> {
+        let mut socket = UnixStream::connect(self.directory.join("qmp.socket"))?;
+        let mut lines = BufReader::new(socket.try_clone()?).lines();
+        lines.next().context("QEMU does not greet")??;
+        for (command, arguments) in commands {
+            writeln!(socket, "{}", json!({ "execute": command, "arguments": arguments }))?;
+            let answer = loop {
+                let line = lines.next().context("QEMU does not answer")??;
+                let answer: Value = serde_json::from_str(&line)?;
+                if answer.get("event").is_none() {
+                    break answer;
+                }
+            };
+            if answer.get("return").is_none() {
+                bail!("QEMU refuses {command}: {answer}");
+            }
+        }
         Ok(())
     }
 
