@@ -41,7 +41,7 @@ enum Verb {
         #[arg(long)]
         update: bool,
     },
-    /// Measure: deriving keys, inspecting devices, planning units
+    /// Measure: deriving keys, inspecting devices, zeroing, planning units
     Bench,
     /// Check which crate may reach which
     CheckDeps,
