@@ -51,7 +51,7 @@ const SCRIPT: &str = include_str!("../../rig/crash.sh");
 
 /// How many volumes are worked on at the same time: emulated, all at once would run into each other's time-outs, and a
 /// volume that is up looks at every change of the mounts.
-const AT_ONCE: usize = 6;
+const AT_ONCE: usize = 5;
 
 /// A consumer of the volume that the unit is named after. It writes without asking whether anything is mounted.
 const CONSUMER: &str = "

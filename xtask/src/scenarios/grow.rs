@@ -63,7 +63,7 @@ pub(super) fn file(rig: &mut Rig) -> Result<()> {
         ensure!(rig.vm.ok("sha256sum /mnt/secretfs/data")? == sum, "{filesystem}: the data differ");
         rig.vm.ok("systemctl stop secretfs@scratch")?;
         volume.check_gone(rig)?;
-        rig.vm.ok("rm /var/lib/secretfs/scratch.img")?;
+        rig.vm.ok("rm /var/lib/secretfs/scratch.*")?;
     }
     rig.check_quiet_journal()
 }
