@@ -21,10 +21,12 @@ use crate::inspect::{self, Contents};
 use crate::{Outcome, Passphrase, mapping, tool};
 
 mod error;
+mod hidden;
 mod resize;
 mod wipe;
 
 pub use error::{CloseError, FormatError, HeaderError, OpenError};
+pub use hidden::{ShowError, finish_show, show};
 pub use resize::{ResizeError, Room, resize, room};
 pub use wipe::{note_zeroed, zeroed};
 
@@ -217,7 +219,8 @@ pub fn header(device: &DevicePath) -> Result<Option<LuksFacts>, HeaderError> {
     }
 }
 
-/// Opens the volume as `/dev/mapper/MAPPER`. An existing mapping of this very volume is left as it is.
+/// Opens the volume as `/dev/mapper/MAPPER`; one whose format is not finished is kept from udev's rules, and so from
+/// systemd, until [`show`]. An existing mapping of this very volume is left as it is.
 pub fn open(
     device: &DevicePath,
     mapper: &MapperName,
@@ -228,7 +231,9 @@ pub fn open(
     if is_open(device, mapper, &facts)? {
         return Ok(Outcome::Unchanged);
     }
-    activate(device, Some(mapper), passphrase, flags.activation())?;
+    let mut activation = flags.activation();
+    activation.set(CryptActivate::PRIVATE, facts.is_interrupted(mapper));
+    activate(device, Some(mapper), passphrase, activation)?;
     Ok(Outcome::Changed)
 }
 

@@ -82,10 +82,12 @@ fn btrfs_devices(filesystems: &Path, devno: &str) -> Vec<String> {
 /// The dm-integrity device that `nodes`, the mapping `mapper`, lies on: libcryptsetup calls it `MAPPER_dif`.
 fn integrity_below(block: &Path, mapper: &MapperName, nodes: &Nodes) -> Result<Option<Integrity>, MappingError> {
     let below = find_below(block, &integrity_name(mapper))?;
-    Ok(below.filter(|below| nodes.slaves == [below.devno.as_str()]).and_then(|Nodes { uuid, devno, slaves }| {
-        let [backing] = <[String; 1]>::try_from(slaves).ok()?;
-        Some(Integrity { devno, uuid, backing })
-    }))
+    Ok(below.filter(|below| nodes.slaves == [below.devno.as_str()]).and_then(
+        |Nodes { uuid, devno, slaves, .. }| {
+            let [backing] = <[String; 1]>::try_from(slaves).ok()?;
+            Some(Integrity { devno, uuid, backing })
+        },
+    ))
 }
 
 /// The name of the dm-integrity device below a mapping.
@@ -113,6 +115,8 @@ pub(crate) struct Nodes {
     pub(crate) uuid: String,
     pub(crate) devno: String,
     pub(crate) slaves: Vec<String>,
+    /// Whether reads and writes wait.
+    pub(crate) suspended: bool,
 }
 
 pub(crate) fn find(mapper: &MapperName) -> Result<Option<Nodes>, MappingError> {
@@ -132,6 +136,7 @@ fn find_below(block: &Path, mapper: &str) -> Result<Option<Nodes>, MappingError>
             return Ok(Some(Nodes {
                 uuid: read(device.join("dm/uuid"))?,
                 devno: read(device.join("dev"))?,
+                suspended: read(device.join("dm/suspended"))? == "1",
                 slaves: names_in(&slaves, |_| true)
                     .into_iter()
                     .map(|slave| read(slaves.join(slave).join("dev")))
@@ -161,6 +166,7 @@ mod tests {
         put(&scratch, "dm-0/dm/name", "other\n");
         put(&scratch, "dm-1/dm/name", "secretfs-scratch\n");
         put(&scratch, "dm-1/dm/uuid", "CRYPT-LUKS2-0123-secretfs-scratch\n");
+        put(&scratch, "dm-1/dm/suspended", "0\n");
         put(&scratch, "dm-1/dev", "254:1\n");
         put(&scratch, "dm-1/slaves/loop0/dev", "7:0\n");
         put(&scratch, "loop0/dev", "7:0\n");
@@ -169,6 +175,7 @@ mod tests {
             uuid: "CRYPT-LUKS2-0123-secretfs-scratch".to_owned(),
             devno: "254:1".to_owned(),
             slaves: vec!["7:0".to_owned()],
+            suspended: false,
         };
         assert_eq!(find_below(&scratch.path(""), mapper.as_str()).unwrap(), Some(wanted));
         let mapper = VolumeName::new("data").unwrap().mapper();
@@ -181,10 +188,12 @@ mod tests {
         let scratch = Scratch::new();
         put(&scratch, "dm-0/dm/name", "secretfs-scratch_dif\n");
         put(&scratch, "dm-0/dm/uuid", "CRYPT-INTEGRITY-0123-secretfs-scratch_dif\n");
+        put(&scratch, "dm-0/dm/suspended", "0\n");
         put(&scratch, "dm-0/dev", "254:0\n");
         put(&scratch, "dm-0/slaves/loop0/dev", "7:0\n");
         put(&scratch, "dm-1/dm/name", "secretfs-scratch\n");
         put(&scratch, "dm-1/dm/uuid", "CRYPT-LUKS2-0123-secretfs-scratch\n");
+        put(&scratch, "dm-1/dm/suspended", "0\n");
         put(&scratch, "dm-1/dev", "254:1\n");
         put(&scratch, "dm-1/slaves/dm-0/dev", "254:0\n");
         let mapper = VolumeName::new("scratch").unwrap().mapper();

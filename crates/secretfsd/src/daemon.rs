@@ -267,8 +267,8 @@ impl Daemon {
                 future: Box::pin(fetch_key(fetch::request(&self.volume, &self.aws))),
             },
             Step::Mount => {
-                let manager = self.manager.clone();
-                let future = async move { units::mount(&manager, &volume).await.into() };
+                let (manager, worker) = (self.manager.clone(), self.worker.clone());
+                let future = async move { units::mount(&manager, volume, &worker).await.into() };
                 Running { step, abandonable: true, future: Box::pin(future) }
             }
             Step::Unmount => {

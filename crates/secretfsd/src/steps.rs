@@ -24,6 +24,7 @@ use secretfs_core::name::MountPoint;
 pub fn survey(volume: &Volume) -> Result<Event, Failure> {
     // What a daemon that was killed left of it.
     facts::note_progress(volume, None)?;
+    luks::finish_show(&volume.name.mapper()).map_err(|error| error.failure())?;
     let (mapping, mount) = facts::survey(volume)?;
     Ok(Event::Surveyed { mapping, mount })
 }
@@ -159,6 +160,11 @@ pub fn finish_format(volume: &Volume) -> Result<Event, Failure> {
     note_format(volume, &device)?;
     luks::mark_complete(&device, &volume.name.mapper()).map_err(|error| error.failure())?;
     Ok(Event::Done(Step::FinishFormat))
+}
+
+/// Shows systemd the mapping, which is whole now, so that it can be mounted.
+pub fn show(volume: &Volume) -> Result<(), Failure> {
+    luks::show(&volume.name.mapper()).map(|_| ()).map_err(|error| error.failure())
 }
 
 /// Has the mounted file system fill its mapping. A volume that stays as small as it was is no reason to have none; it is

@@ -19,12 +19,18 @@ pub const ASK_LIMIT: Duration = Duration::from_secs(5);
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 
 /// Starts the volume's mount or swap unit.
-pub async fn mount(manager: &Manager, volume: &Volume) -> Event {
+pub async fn mount(manager: &Manager, volume: Arc<Volume>, worker: &Worker) -> Event {
     let unit = volume.unit();
+    let target = volume.target.clone();
+    match worker.run(move || steps::show(&volume)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(failure)) => return Event::Failed(Step::Mount, failure),
+        Err(_) => return Event::Failed(Step::Mount, Failure::new(Cause::Internal, "showing the mapping panicked")),
+    }
     match manager.start_unit(&unit, Step::Mount.limit()).await {
         Ok(JobResult::Done) => Event::Done(Step::Mount),
         Ok(result) => {
-            let cause = match volume.target {
+            let cause = match target {
                 Target::Mount(_) => Cause::MountFailed,
                 Target::Swap => Cause::SwapFailed,
             };

@@ -267,6 +267,16 @@ fn check_dark(rig: &Rig, subjects: &[Subject], actions: &ByName<String>) -> Resu
         // For the other the mount is all that counts.
         let is_mounted = mounted.contains(subject.volume.mount.as_str());
         ensure!(mount == wanted || is_mounted, "{name} hangs without a mount, and rig-mount@{name} is {mount}");
+        // What a consumer writes before the format is finished would be formatted again.
+        let mounting = |other: &&Subject| {
+            other.life.name == subject.life.name
+                && actions.get(other.name()).is_some_and(|action| action == "STATUS=Mounting")
+        };
+        let first = subjects.iter().find(mounting).map_or(0, |other| other.number);
+        ensure!(
+            mount != "running" || subject.life.before != Before::Blank || subject.number > first,
+            "{name} hangs before it is mounted, and rig-mount@{name} is running"
+        );
         let place = if mount == "running" { " on the mount" } else { "" };
         seen.insert(name.to_owned(), format!("{app} | {mount}{place} | {} files", on_root.lines().count()));
     }

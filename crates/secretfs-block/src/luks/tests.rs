@@ -374,7 +374,18 @@ fn open_adopt_close() {
     assert_eq!(open(&device, &mapper, &key, flags).unwrap(), Outcome::Unchanged);
     let plain = device::resolve(Path::new(&mapper.device())).unwrap();
     make(&plain, &Filesystem::of(FilesystemType::Ext4)).unwrap();
+    // udev has seen the file system, and systemd does not.
+    let ready = || {
+        crate::tool::run("udevadm", &["settle"]).unwrap();
+        let properties = crate::tool::run("udevadm", &["info", "--query=property", plain.as_str()]).unwrap();
+        !properties.lines().any(|line| line == "SYSTEMD_READY=0")
+    };
+    assert!(!ready());
     assert_eq!(mark_complete(&device, &mapper).unwrap(), Outcome::Changed);
+    assert_eq!(finish_show(&mapper).unwrap(), Outcome::Unchanged);
+    assert_eq!(show(&mapper).unwrap(), Outcome::Changed);
+    assert!(ready());
+    assert_eq!(show(&mapper).unwrap(), Outcome::Unchanged);
     assert_eq!(inspect::inspect(&plain).unwrap().refusal(&plain).unwrap().cause, Cause::ForeignSignature);
     let uuid = header(&device).unwrap().unwrap().uuid.replace('-', "");
     let text = mapping::active(&mapper).unwrap().unwrap();
