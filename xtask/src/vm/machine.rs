@@ -102,11 +102,19 @@ impl Machine {
         self.nvme = serials.to_vec();
     }
 
-    /// Gives the machine the `NVMe` disks it began with; says whether it has others until it is switched on again.
-    pub(crate) fn reset_nvme(&mut self) -> bool {
-        let others = self.nvme != NVME;
+    /// Gives the machine the `NVMe` disks it began with, if it has others, and switches it off and on for that; the others
+    /// are blank when a scenario puts them in the next time.
+    pub(crate) fn reset_nvme(&mut self) -> Result<()> {
+        if self.nvme == NVME {
+            return Ok(());
+        }
         self.set_nvme(&NVME);
-        others
+        // A scenario may have failed with the machine switched off.
+        let _ = self.power_cut();
+        for serial in [DISK_E, DISK_F] {
+            File::create(self.directory.join(format!("{serial}.raw")))?.set_len(SMALL_DISK_BYTES)?;
+        }
+        self.boot()
     }
 
     /// Switches the machine on with the disks it has.
@@ -273,10 +281,11 @@ impl Machine {
     }
 
     /// Attaches one more `NVMe` disk while the machine runs.
-    pub(crate) fn attach_nvme(&self, serial: &str) -> Result<()> {
+    pub(crate) fn attach_nvme(&mut self, serial: &'static str) -> Result<()> {
         let file = json!({ "driver": "file", "filename": format!("{serial}.raw") });
         let disk = json!({ "driver": "raw", "node-name": "late", "discard": "unmap", "file": file });
         let device = json!({ "driver": "nvme", "drive": "late", "serial": serial, "bus": "slot1" });
+        self.nvme.push(serial);
         self.ask_qemu(&[("qmp_capabilities", json!({})), ("blockdev-add", disk), ("device_add", device)])
     }
 

@@ -150,11 +150,7 @@ impl Rig {
     fn clean(&mut self) -> Result<()> {
         self.aws.start_aws()?;
         self.aws.set_role(Role::Reader)?;
-        if self.vm.reset_nvme() {
-            // A scenario may have failed with the machine switched off.
-            let _ = self.vm.power_cut();
-            self.vm.boot()?;
-        }
+        self.vm.reset_nvme()?;
         if let Err(error) = self.vm.ok(CLEAN) {
             println!(
                 "vm: taking the power away, since the scenario before left something that cannot be removed: {error:#}"
