@@ -62,8 +62,8 @@ pub struct Machine {
     left: Left,
     /// Whether the volume was found running.
     adopted: bool,
-    /// Whether READY=1 was said.
-    ready: bool,
+    /// Whether the free space is being zeroed, as far as was told.
+    zeroing: bool,
     /// Whether the mounts changed since the last look at them began.
     mounts_changed: bool,
     /// Until when an unmount that fails is tried again.
@@ -86,7 +86,7 @@ impl Machine {
             kdf: Kdf::Argon2id,
             left: Left::default(),
             adopted: false,
-            ready: false,
+            zeroing: false,
             mounts_changed: false,
             unmount_until: None,
         }
@@ -253,7 +253,6 @@ impl Machine {
 
     fn hold(&mut self) -> Vec<Action> {
         self.aim = Aim::Hold;
-        self.ready = true;
         let mut actions = vec![
             Action::Status(format!("{}; holding the volume", self.how())),
             Action::Ready,
@@ -293,8 +292,11 @@ impl Machine {
         match event {
             Event::Done(Step::Verify) => self.look_again(),
             Event::Wiping(progress) if self.aim == Aim::Hold => {
+                self.zeroing = true;
                 vec![Action::Status(format!("{}; holding the volume, zeroing its free space: {progress}", self.how()))]
             }
+            // Mostly there is nothing to do.
+            Event::WipeEnded(Ok(())) if !self.zeroing => Vec::new(),
             Event::WipeEnded(result) if self.aim == Aim::Hold => {
                 let note = match result {
                     Ok(()) => String::new(),

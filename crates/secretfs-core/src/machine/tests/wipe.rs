@@ -74,6 +74,13 @@ fn a_stop_abandons_the_zeroing_and_closes() {
 }
 
 #[test]
+fn nothing_is_said_where_nothing_is_to_be_zeroed() {
+    let mut machine = Machine::new(&volume_with("persistent", ""), 1);
+    drive(&mut machine, up());
+    assert_eq!(machine.on_event(SECOND, Event::WipeEnded(Ok(()))), []);
+}
+
+#[test]
 fn free_space_is_zeroed_beside_a_ready_volume() {
     let mut machine = Machine::new(&volume_with("persistent", "wipe = \"zero\"\n"), 1);
     let actions = drive(&mut machine, up());
