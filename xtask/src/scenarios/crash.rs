@@ -103,7 +103,8 @@ fn take_back(rig: &Rig) -> Result<bool> {
 }
 
 fn wipe(rig: &mut Rig) -> Result<()> {
-    rig.vm.ok(&format!("blkdiscard --force --zeroout {DISK_A}")).map(|_| ())
+    // A persistent volume that was up must not come back blank, unless its claim is gone too.
+    rig.vm.ok(&format!("blkdiscard --force --zeroout {DISK_A} && rm -f /var/lib/secretfs/data.*")).map(|_| ())
 }
 
 fn write_and_stop(rig: &mut Rig, volume: &Volume) -> Result<()> {
