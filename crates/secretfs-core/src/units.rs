@@ -186,11 +186,6 @@ fn service_drop_in(volume: &Volume) -> UnitFile {
         unit.push(Entry::new("Wants", target()).because("The key comes over the network."));
         unit.push(Entry::new("After", target()));
     }
-    if volume.luks.integrity.is_some() {
-        let module = || Value::Units(vec![UnitName::new("modprobe@dm_integrity.service").expect("a unit name")]);
-        unit.push(Entry::new("Wants", module()).because("The integrity tags of its sectors."));
-        unit.push(Entry::new("After", module()));
-    }
     let above = volume.target.mount().map(|mount| parent(mount.as_str()));
     let mut service = Vec::new();
     if let Some(above) = &above {

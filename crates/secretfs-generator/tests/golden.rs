@@ -18,8 +18,9 @@ use support::{Node, Tree, diff, fresh_directory, read_tree, roots, update, write
 /// Where systemd keeps its own units; the tests use them and no other unit of this machine.
 const SYSTEM_UNITS: &str = "/usr/lib/systemd/system";
 
-/// The template unit of the package.
+/// The units of the package.
 const TEMPLATE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../units/secretfs@.service");
+const MODULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../units/secretfs-modules.service");
 
 macro_rules! roots {
     ($($test:ident: $root:literal,)*) => {
@@ -135,6 +136,7 @@ fn verify(name: &str, tree: &Tree) -> (bool, String) {
     let path = fresh_directory(&format!("verify-{name}"));
     write_tree(&path, tree);
     fs::write(path.join("secretfs@.service"), template()).unwrap();
+    fs::copy(MODULES, path.join("secretfs-modules.service")).unwrap();
     for unit in consumers(tree) {
         write_stub(&path, &unit);
     }

@@ -90,6 +90,10 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "damaged ciphertext", run: aws::damaged_ciphertext },
     Scenario { name: "emulator down at boot, up 20 s later: the volume comes up by itself", run: aws::down_at_boot },
     Scenario { name: "a second volume is broken: the first is unaffected", run: volumes::second_volume_broken },
+    Scenario {
+        name: "a second volume takes long to stop: the first starts meanwhile",
+        run: volumes::second_volume_stops_slowly,
+    },
     Scenario { name: "external `umount`: noticed, acted on, said", run: volumes::external_umount },
     Scenario { name: "the recipe's legacy: its file is opened with its data intact", run: legacy::made_by_the_recipe },
     Scenario {

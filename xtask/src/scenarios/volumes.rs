@@ -181,6 +181,27 @@ pub(super) fn second_volume_broken(rig: &mut Rig) -> Result<()> {
     broken.check_nothing_open(rig)
 }
 
+/// systemd has a unit that is to be stopped come before those that are to be started and are ordered against it.
+pub(super) fn second_volume_stops_slowly(rig: &mut Rig) -> Result<()> {
+    let (volume, slow) = (Volume::scratch(), Volume::data(DISK_B));
+    rig.configure(&[&volume, &slow])?;
+    let consumer = "[Unit]\nRequires=secretfs@data.service\nAfter=secretfs@data.service\n\n\
+                    [Service]\nExecStart=/bin/sleep infinity\nExecStop=/bin/sleep infinity\n";
+    rig.vm.put_file("/etc/systemd/system/rig-app.service", consumer)?;
+    rig.vm.ok("systemctl daemon-reload && systemctl start rig-app && systemctl stop --no-block secretfs@data")?;
+    rig.same("rig-app.service", "ActiveState", "deactivating")?;
+
+    rig.vm.ok("systemctl start secretfs@scratch")?;
+    volume.check_up(rig)?;
+    rig.same("rig-app.service", "ActiveState", "deactivating")?;
+    slow.check_up(rig)?;
+    rig.vm.ok(
+        "systemctl stop secretfs@scratch && systemctl kill --signal=KILL rig-app && systemctl stop secretfs@data",
+    )?;
+    volume.check_gone(rig)?;
+    slow.check_gone(rig)
+}
+
 pub(super) fn external_umount(rig: &mut Rig) -> Result<()> {
     let volume = Volume::scratch();
     rig.configure(&[&volume])?;
