@@ -100,15 +100,6 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "the recipe's legacy: plain cryptsetup opens what secretfs made",
         run: legacy::opened_by_cryptsetup,
     },
-    Scenario {
-        name: "crash: the daemon is killed after each action of a first start",
-        run: crash::kill_while_formatting,
-    },
-    Scenario {
-        name: "crash: the daemon is killed after each action of a start with data",
-        run: crash::kill_while_opening,
-    },
-    Scenario { name: "crash: the daemon is killed after each action of a stop", run: crash::kill_while_stopping },
     Scenario { name: "bad input: a malformed or unknown key", run: bad_input::malformed_or_unknown_key },
     Scenario { name: "bad input: two volumes on one mount point or one device", run: bad_input::two_on_one },
     Scenario {
@@ -136,5 +127,9 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "disks: an ephemeral volume's came back new and blank: formatted and said",
         run: disks::ephemeral_came_back_blank,
+    },
+    Scenario {
+        name: "crash: `kill -9` and a power cut at every action of format, mkfs, open and stop",
+        run: crash::at_every_action,
     },
 ];
