@@ -1,7 +1,6 @@
 //! The memory of claims, in [`STATE_DIR`]: what a volume was made of when it was last up.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use secretfs_core::cause::{Cause, Failure};
@@ -11,7 +10,7 @@ use secretfs_core::machine::Contents;
 use secretfs_core::name::VolumeName;
 use secretfs_core::paths::STATE_DIR;
 
-use crate::Outcome;
+use crate::{Outcome, note};
 
 const MACHINE_ID: &str = "/etc/machine-id";
 
@@ -40,7 +39,7 @@ impl Claims {
 
     /// The volume's record. One that can't be read is no reason to take the volume for a new one.
     pub fn read(&self, volume: &VolumeName) -> Result<Option<Record>, Failure> {
-        read_json(&self.record(volume))
+        note::read(&self.record(volume), Cause::ClaimChanged)
     }
 
     /// Remembers the volume as it is now.
@@ -57,7 +56,7 @@ impl Claims {
         if matches!(self.read(&volume.name), Ok(Some(known)) if known == record) {
             return Ok(Outcome::Unchanged);
         }
-        write_json(&self.record(&volume.name), &record).map(|()| Outcome::Changed)
+        note::write(&self.record(&volume.name), &record).map(|()| Outcome::Changed)
     }
 
     /// Compares what is there with what was.
@@ -82,21 +81,17 @@ impl Claims {
 
     /// The disks that are proven blank and may have been written to since, by making one device of them.
     pub fn begun(&self, volume: &VolumeName) -> Result<Vec<String>, Failure> {
-        read_json(&self.begun_path(volume)).map(Option::unwrap_or_default)
+        note::read(&self.begun_path(volume), Cause::ClaimChanged).map(Option::unwrap_or_default)
     }
 
     /// Notes that these disks are proven blank and about to become one device.
     pub fn begin(&self, volume: &VolumeName, members: &[String]) -> Result<(), Failure> {
-        write_json(&self.begun_path(volume), &members)
+        note::write(&self.begun_path(volume), &members)
     }
 
     /// Notes that they are one device.
     pub fn end(&self, volume: &VolumeName) -> Result<(), Failure> {
-        let path = self.begun_path(volume);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(system(&path, &error)),
-            _ => Ok(()),
-        }
+        note::remove(&self.begun_path(volume))
     }
 
     fn record(&self, volume: &VolumeName) -> PathBuf {
@@ -106,30 +101,6 @@ impl Claims {
     fn begun_path(&self, volume: &VolumeName) -> PathBuf {
         self.directory.join(format!("{volume}.begun.json"))
     }
-}
-
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, Failure> {
-    match fs::read(path) {
-        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| {
-            Failure::new(Cause::ClaimChanged, format!("{} cannot be understood: {error}", path.display()))
-        }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(system(path, &error)),
-    }
-}
-
-/// Writes the whole file or nothing of it, whenever the power goes.
-fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<(), Failure> {
-    let unfinished = path.with_extension("unfinished");
-    let write = || {
-        let mut file = File::create(&unfinished)?;
-        serde_json::to_writer_pretty(&mut file, value)?;
-        file.write_all(b"\n")?;
-        file.sync_all()?;
-        fs::rename(&unfinished, path)?;
-        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
-    };
-    write().map_err(|error| system(path, &error))
 }
 
 fn host() -> Result<Host, Failure> {
@@ -142,12 +113,8 @@ fn host() -> Result<Host, Failure> {
 fn id(path: &str) -> Result<String, Failure> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(text.trim().to_owned()),
-        Err(error) => Err(system(path.as_ref(), &error)),
+        Err(error) => Err(note::system(path.as_ref(), &error)),
     }
-}
-
-fn system(path: &Path, error: &io::Error) -> Failure {
-    Failure::new(Cause::System, format!("{}: {error}", path.display()))
 }
 
 #[cfg(test)]

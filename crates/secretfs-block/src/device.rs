@@ -1,6 +1,5 @@
 //! What a block device is, and who has it.
 
-use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Seek, SeekFrom};
@@ -10,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use secretfs_core::cause::{Cause, Failure};
-use secretfs_core::chain::{Swap, parse_swaps};
+use secretfs_core::chain::{Swap, parse_mountinfo, parse_swaps};
 
 /// The kernel's table of swap space (proc(5)).
 pub const SWAPS: &str = "/proc/swaps";
@@ -26,11 +25,6 @@ impl DevicePath {
     /// For paths that are known to be right: found by [`resolve`] or given by the kernel.
     pub(crate) fn at(path: impl Into<String>) -> Self {
         Self(path.into())
-    }
-
-    /// A backing file that is not attached, to be looked at in place of its device.
-    pub fn unattached(file: &str) -> Self {
-        Self::at(file)
     }
 
     /// The path as text.
@@ -154,7 +148,7 @@ pub struct DeviceFacts {
     /// Its partitions, as the kernel calls them.
     pub partitions: Vec<String>,
     /// Where it is mounted, in this mount namespace.
-    pub mounts: Vec<PathBuf>,
+    pub mounts: Vec<String>,
     /// Whether it is swapped to.
     pub swap: bool,
     /// Whether somebody has claimed it: what the three above say, and besides mounts in other namespaces, members of
@@ -165,7 +159,7 @@ pub struct DeviceFacts {
 impl DeviceFacts {
     /// Who has the device, in words; nothing when it is free. Partitions count: they are a foreign table's.
     pub fn users(&self) -> Option<String> {
-        let mut users: Vec<String> = self.mounts.iter().map(|at| format!("mounted at {}", at.display())).collect();
+        let mut users: Vec<String> = self.mounts.iter().map(|at| format!("mounted at {at}")).collect();
         users.extend(self.holders.iter().map(|holder| format!("held by {holder}")));
         if self.swap {
             users.push("used as swap space".to_owned());
@@ -193,6 +187,8 @@ pub fn facts(device: &DevicePath) -> Result<DeviceFacts, DeviceError> {
     let number = DeviceNumber::from_raw(file.metadata().map_err(ask)?.rdev());
     let sysfs = PathBuf::from(format!("/sys/dev/block/{number}"));
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").map_err(ask)?;
+    let mut mounts = parse_mountinfo(&mountinfo);
+    mounts.retain(|mount| mount.devno == number.to_string());
     let swaps = swaps().unwrap_or_default();
     // The kernel lets only one claim a block device: what is mounted, mapped or swapped to is claimed (open(2), O_EXCL).
     let claimed = match open(device, OFlags::EXCL) {
@@ -208,7 +204,7 @@ pub fn facts(device: &DevicePath) -> Result<DeviceFacts, DeviceError> {
         read_only: fs::read_to_string(sysfs.join("ro")).is_ok_and(|text| text.trim() == "1"),
         holders: names_in(&sysfs.join("holders"), |_| true),
         partitions: names_in(&sysfs, |entry| entry.join("partition").exists()),
-        mounts: mounts_of(&mountinfo, number),
+        mounts: mounts.into_iter().map(|mount| mount.mount_point).collect(),
         swap: swaps.iter().any(|swap| swap.devno.as_ref() == Some(&number.to_string())),
         claimed,
     })
@@ -276,59 +272,10 @@ pub(crate) fn names_in(directory: &Path, wanted: impl Fn(&Path) -> bool) -> Vec<
     names
 }
 
-/// Mount points of the device in the text of `/proc/self/mountinfo` (proc(5)): the third field is the number of the
-/// file system's device, the fifth its mount point.
-fn mounts_of(mountinfo: &str, number: DeviceNumber) -> Vec<PathBuf> {
-    let number = number.to_string();
-    mountinfo
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split(' ');
-            (fields.nth(2)? == number).then_some(())?;
-            fields.nth(1).map(|path| PathBuf::from(unescape(path)))
-        })
-        .collect()
-}
-
-/// Undoes the octal escapes that proc(5) has for blanks and backslashes.
-fn unescape(text: &str) -> std::ffi::OsString {
-    use std::os::unix::ffi::OsStrExt;
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        let digits = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) if first == b'\\' => {
-                bytes.push(byte);
-                rest = &after[3..];
-            }
-            _ => {
-                bytes.push(first);
-                rest = after;
-            }
-        }
-    }
-    OsStr::from_bytes(&bytes).to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::Scratch;
-
-    #[test]
-    fn unfinished_escapes_are_kept() {
-        assert_eq!(unescape("a\\04"), "a\\04");
-    }
-
-    #[test]
-    fn mounts_are_found_by_number() {
-        let mountinfo = "22 1 254:0 / /mnt/a\\040b rw shared:1 - ext4 /dev/mapper/x rw\n\
-                         23 1 254:01 / /no rw - ext4 /dev/x rw\n\
-                         24 1 254:0 /sub /mnt/c rw - ext4 /dev/mapper/x rw\n";
-        let number = DeviceNumber { major: 254, minor: 0 };
-        assert_eq!(mounts_of(mountinfo, number), [PathBuf::from("/mnt/a b"), PathBuf::from("/mnt/c")]);
-    }
 
     #[test]
     fn what_is_no_block_device_is_refused_by_name() {

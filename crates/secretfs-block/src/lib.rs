@@ -1,4 +1,5 @@
-//! Block devices: backing files and loop devices, disks by what they are and LVM over them, what is on a device, LUKS, mappings and file systems.
+//! Block devices: backing files and loop devices, disks by what they are and LVM over them, what is on a device, LUKS,
+//! mappings and file systems.
 //!
 //! Every function here blocks, and belongs on a thread of its own. This is the only crate with unsafe code; no C type
 //! leaves it. Whatever is already as it should be is an ordinary result, [`Outcome::Unchanged`].
@@ -19,6 +20,7 @@ pub mod volume;
 pub mod wipe;
 
 mod cryptsetup;
+mod note;
 mod tool;
 
 #[cfg(test)]

@@ -160,15 +160,20 @@ mod tests {
         fs::write(path, text).unwrap();
     }
 
+    /// What the kernel shows of an active mapping that lies on one device.
+    fn put_mapping(scratch: &Scratch, node: &str, [name, kind, devno]: [&str; 3], [slave, slave_devno]: [&str; 2]) {
+        put(scratch, &format!("{node}/dm/name"), &format!("{name}\n"));
+        put(scratch, &format!("{node}/dm/uuid"), &format!("CRYPT-{kind}-0123-{name}\n"));
+        put(scratch, &format!("{node}/dm/suspended"), "0\n");
+        put(scratch, &format!("{node}/dev"), &format!("{devno}\n"));
+        put(scratch, &format!("{node}/slaves/{slave}/dev"), &format!("{slave_devno}\n"));
+    }
+
     #[test]
     fn a_mapping_is_found_by_its_name() {
         let scratch = Scratch::new();
         put(&scratch, "dm-0/dm/name", "other\n");
-        put(&scratch, "dm-1/dm/name", "secretfs-scratch\n");
-        put(&scratch, "dm-1/dm/uuid", "CRYPT-LUKS2-0123-secretfs-scratch\n");
-        put(&scratch, "dm-1/dm/suspended", "0\n");
-        put(&scratch, "dm-1/dev", "254:1\n");
-        put(&scratch, "dm-1/slaves/loop0/dev", "7:0\n");
+        put_mapping(&scratch, "dm-1", ["secretfs-scratch", "LUKS2", "254:1"], ["loop0", "7:0"]);
         put(&scratch, "loop0/dev", "7:0\n");
         let mapper = VolumeName::new("scratch").unwrap().mapper();
         let wanted = Nodes {
@@ -186,16 +191,8 @@ mod tests {
     #[test]
     fn an_integrity_device_is_seen_through() {
         let scratch = Scratch::new();
-        put(&scratch, "dm-0/dm/name", "secretfs-scratch_dif\n");
-        put(&scratch, "dm-0/dm/uuid", "CRYPT-INTEGRITY-0123-secretfs-scratch_dif\n");
-        put(&scratch, "dm-0/dm/suspended", "0\n");
-        put(&scratch, "dm-0/dev", "254:0\n");
-        put(&scratch, "dm-0/slaves/loop0/dev", "7:0\n");
-        put(&scratch, "dm-1/dm/name", "secretfs-scratch\n");
-        put(&scratch, "dm-1/dm/uuid", "CRYPT-LUKS2-0123-secretfs-scratch\n");
-        put(&scratch, "dm-1/dm/suspended", "0\n");
-        put(&scratch, "dm-1/dev", "254:1\n");
-        put(&scratch, "dm-1/slaves/dm-0/dev", "254:0\n");
+        put_mapping(&scratch, "dm-0", ["secretfs-scratch_dif", "INTEGRITY", "254:0"], ["loop0", "7:0"]);
+        put_mapping(&scratch, "dm-1", ["secretfs-scratch", "LUKS2", "254:1"], ["dm-0", "254:0"]);
         let mapper = VolumeName::new("scratch").unwrap().mapper();
         let nodes = find_below(&scratch.path(""), mapper.as_str()).unwrap().unwrap();
         let integrity = integrity_below(&scratch.path(""), &mapper, &nodes).unwrap().unwrap();

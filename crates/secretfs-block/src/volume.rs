@@ -17,6 +17,7 @@ use secretfs_core::progress::Progress;
 
 use crate::claim::Claims;
 use crate::device::{self, DevicePath, SWAPS};
+use crate::note::{self, system};
 use crate::{Outcome, backing, disks, inspect, loops, luks, lvm, mapping};
 
 /// The mounts as PID 1 sees them; a sandboxed daemon has a few more of its own.
@@ -206,25 +207,48 @@ pub fn contents(volume: &Volume, device: &DevicePath) -> Result<Contents, Failur
     })
 }
 
-/// Whether the volume is to be zeroed before it is used, and the header on `device`, of a format
-/// that is `unfinished`, says how far that came.
+/// Whether the volume is to be zeroed before it is used, and the header on `device`, of a format that is `unfinished`, says
+/// how far that came.
 pub fn wipe_begun(volume: &Volume, device: &DevicePath, unfinished: bool) -> Result<bool, Failure> {
     let due = unfinished && volume.wipe == (Wipe::Zero { before_ready: true });
     Ok(due && luks::zeroed(device).map_err(|error| error.failure())?.is_some())
 }
 
-/// What is in the volume's backing file while it is not attached, and whether this boot formatted it; no contents when
-/// there is no such file.
-pub fn detached_file(volume: &Volume, path: &Path) -> Result<(Option<Contents>, bool), Failure> {
+/// A volume's backing before a start touches it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// What is on it.
+    pub contents: Contents,
+    /// Whether this boot has formatted it already.
+    pub formatted_this_boot: bool,
+    /// See [`wipe_begun`].
+    pub wipe_begun: bool,
+    /// How it compares with what the volume was when it was last up.
+    pub standing: Standing,
+}
+
+/// Looks at the volume's backing device.
+pub fn examine(volume: &Volume, device: &DevicePath) -> Result<Found, Failure> {
+    let contents = contents(volume, device)?;
+    Ok(Found {
+        formatted_this_boot: contents.is_luks() && formatted_this_boot(volume, device)?,
+        wipe_begun: wipe_begun(volume, device, contents.is_unfinished())?,
+        standing: standing(volume, Some(device), &contents)?,
+        contents,
+    })
+}
+
+/// Looks at the volume's backing file while it is not attached; nothing when there is no such file.
+pub fn examine_file(volume: &Volume, path: &Path) -> Result<Option<Found>, Failure> {
     match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.len() == 0 => Ok((Some(Contents::Blank), false)),
-        Ok(_) => {
-            let file = DevicePath::at(path.to_string_lossy());
-            let contents = contents(volume, &file)?;
-            let this_boot = contents.is_luks() && formatted_this_boot(volume, &file)?;
-            Ok((Some(contents), this_boot))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((None, false)),
+        Ok(metadata) if metadata.len() == 0 => Ok(Some(Found {
+            contents: Contents::Blank,
+            formatted_this_boot: false,
+            wipe_begun: false,
+            standing: standing(volume, None, &Contents::Blank)?,
+        })),
+        Ok(_) => examine(volume, &DevicePath::at(path.to_string_lossy())).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(system(path, &error)),
     }
 }
@@ -261,7 +285,7 @@ pub fn note_format(volume: &Volume, device: &DevicePath) -> Result<(), Failure> 
 }
 
 /// Whether the LUKS header on `device` was made in this boot.
-pub fn formatted_this_boot(volume: &Volume, device: &DevicePath) -> Result<bool, Failure> {
+fn formatted_this_boot(volume: &Volume, device: &DevicePath) -> Result<bool, Failure> {
     let path = boot_note(volume);
     match fs::read_to_string(&path) {
         Ok(uuid) => Ok(uuid == luks_uuid(device)?),
@@ -274,21 +298,15 @@ pub fn formatted_this_boot(volume: &Volume, device: &DevicePath) -> Result<bool,
 /// is none.
 pub fn note_progress(volume: &Volume, progress: Option<&Progress>) -> Result<(), Failure> {
     let path = progress_note(&volume.name);
-    let Some(progress) = progress else {
-        return match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(system(&path, &error)),
-            _ => Ok(()),
-        };
-    };
-    let text = serde_json::to_vec(progress).map_err(|error| system(&path, &error.into()))?;
-    // A reader finds the last word or this one, and nothing in between.
-    let new = path.with_extension("new");
-    fs::write(&new, text).and_then(|()| fs::rename(&new, &path)).map_err(|error| system(&path, &error))
+    match progress {
+        Some(progress) => note::write(&path, progress),
+        None => note::remove(&path),
+    }
 }
 
 /// How far long work on the volume has come, if there is any and it may be read.
 pub fn progress(name: &VolumeName) -> Option<Progress> {
-    serde_json::from_slice(&fs::read(progress_note(name)).ok()?).ok()
+    note::read(&progress_note(name), Cause::System).ok()?
 }
 
 fn progress_note(name: &VolumeName) -> PathBuf {
@@ -304,8 +322,4 @@ pub fn luks_uuid(device: &DevicePath) -> Result<String, Failure> {
     let header = luks::header(device).map_err(|error| error.failure())?;
     let header = header.ok_or_else(|| Failure::new(Cause::HeaderBroken, format!("{device} has no LUKS header")))?;
     Ok(header.uuid)
-}
-
-fn system(path: &Path, error: &io::Error) -> Failure {
-    Failure::new(Cause::System, format!("{}: {error}", path.display()))
 }

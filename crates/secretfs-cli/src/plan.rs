@@ -95,45 +95,35 @@ fn plan(volume: &Volume) -> Plan {
 
 fn look(volume: &Volume) -> Result<(Option<DevicePath>, Findings), Failure> {
     let (mapping, mount) = facts::survey(volume)?;
-    let mut findings = Findings {
+    let disks = facts::disks(volume)?;
+    let device = facts::backing_device(volume)?;
+    let mut users = None;
+    let found = match (&device, &volume.backing) {
+        (Some(device), _) => {
+            users = device::facts(device).map_err(|error| error.failure())?.users();
+            Some(facts::examine(volume, device)?)
+        }
+        (None, Backing::File { path, .. }) => facts::examine_file(volume, Path::new(path))?,
+        (None, Backing::Device { .. } | Backing::Match { .. }) => None,
+    };
+    let standing = match (&found, &volume.backing) {
+        (Some(found), _) => Some(found.standing.clone()),
+        (None, Backing::File { .. }) => Some(facts::standing(volume, None, &Contents::Blank)?),
+        (None, _) if matches!(disks, Disks::Makeable(_)) => Some(facts::standing(volume, None, &Contents::Blank)?),
+        (None, _) => None,
+    };
+    let file = volume.backing.path().and_then(|path| fs::metadata(path).ok()).filter(fs::Metadata::is_file);
+    let findings = Findings {
         mapping,
         mount,
-        contents: None,
-        users: None,
-        formatted_this_boot: false,
-        wipe_begun: false,
-        file_size: volume
-            .backing
-            .path()
-            .and_then(|path| fs::metadata(path).ok())
-            .filter(fs::Metadata::is_file)
-            .map(|file| file.len()),
-        standing: None,
-        disks: facts::disks(volume)?,
+        users: users.zip(device.as_ref()).map(|(users, device)| format!("{device} {users}")),
+        formatted_this_boot: found.as_ref().is_some_and(|found| found.formatted_this_boot),
+        wipe_begun: found.as_ref().is_some_and(|found| found.wipe_begun),
+        contents: found.map(|found| found.contents),
+        file_size: file.map(|file| file.len()),
+        standing,
+        disks,
     };
-    let device = facts::backing_device(volume)?;
-    match (&device, &volume.backing) {
-        (Some(device), _) => {
-            let users = device::facts(device).map_err(|error| error.failure())?.users();
-            findings.users = users.map(|users| format!("{device} {users}"));
-            let contents = facts::contents(volume, device)?;
-            findings.formatted_this_boot = contents.is_luks() && facts::formatted_this_boot(volume, device)?;
-            findings.wipe_begun = facts::wipe_begun(volume, device, contents.is_unfinished())?;
-            findings.standing = Some(facts::standing(volume, Some(device), &contents)?);
-            findings.contents = Some(contents);
-        }
-        (None, Backing::File { path, .. }) => {
-            (findings.contents, findings.formatted_this_boot) = facts::detached_file(volume, Path::new(path))?;
-            let file = DevicePath::unattached(path);
-            let contents = findings.contents.clone().unwrap_or(Contents::Blank);
-            findings.wipe_begun = facts::wipe_begun(volume, &file, contents.is_unfinished())?;
-            findings.standing = Some(facts::standing(volume, Some(&file), &contents)?);
-        }
-        (None, Backing::Device { .. } | Backing::Match { .. }) => {}
-    }
-    if matches!(findings.disks, Disks::Makeable(_)) {
-        findings.standing = Some(facts::standing(volume, None, &Contents::Blank)?);
-    }
     Ok((device, findings))
 }
 

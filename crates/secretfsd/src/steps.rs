@@ -7,7 +7,7 @@ use std::path::Path;
 use nix::unistd::{Group, User};
 use secretfs_block::claim::Claims;
 use secretfs_block::luks::{self, FormatOptions, OpenFlags};
-use secretfs_block::volume::{backing_device, contents, formatted_this_boot, note_format};
+use secretfs_block::volume::{Found, backing_device, contents, note_format};
 use secretfs_block::{
     DevicePath, Outcome, Passphrase, backing, device, filesystem, loops, mountpoint, volume as facts,
 };
@@ -81,11 +81,9 @@ pub fn attach(volume: &Volume) -> Result<(DevicePath, Event), Failure> {
     if let Some(users) = facts.users() {
         return Err(Failure::new(Cause::DeviceBusy, format!("{device} {users}")));
     }
-    let contents = contents(volume, &device)?;
-    go_on(volume, &facts::standing(volume, Some(&device), &contents)?)?;
-    let this_boot = contents.is_luks() && formatted_this_boot(volume, &device)?;
-    let wipe_begun = facts::wipe_begun(volume, &device, contents.is_unfinished())?;
-    Ok((device, Event::Attached { contents, formatted_this_boot: this_boot, wipe_begun }))
+    let Found { contents, formatted_this_boot, wipe_begun, standing } = facts::examine(volume, &device)?;
+    go_on(volume, &standing)?;
+    Ok((device, Event::Attached { contents, formatted_this_boot, wipe_begun }))
 }
 
 /// Whether the backing file, or the device that several disks make, is still to be made.

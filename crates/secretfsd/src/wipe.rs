@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use secretfs_block::wipe::{WipeError, Zeroing};
+use secretfs_block::wipe::Zeroing;
 use secretfs_block::{luks, volume as facts};
 use secretfs_core::cause::Failure;
 use secretfs_core::config::{Volume, Wipe};
@@ -42,18 +42,18 @@ pub fn whole(volume: &Volume, cancel: &Cancel, told: &watch::Sender<Option<Progr
     let device = steps::present_device(volume)?;
     let note = |bytes| luks::note_zeroed(&device, bytes).map_err(|error| error.failure());
     let begun = luks::zeroed(&device).map_err(|error| error.failure())?.unwrap_or(0);
-    let mut zeroing = Zeroing::of_device(&steps::mapped_device(volume)?, begun).map_err(failure)?;
+    let mut zeroing = Zeroing::of_device(&steps::mapped_device(volume)?, begun).map_err(|error| error.failure())?;
     let mut noted = Instant::now();
     let whole = drive(volume, &mut zeroing, cancel, told, |zeroing, _| {
         if noted.elapsed() >= NOTE {
-            zeroing.sync().map_err(failure)?;
+            zeroing.sync().map_err(|error| error.failure())?;
             note(Some(zeroing.done()))?;
             noted = Instant::now();
         }
         Ok(())
     })?;
     let bytes = zeroing.done();
-    zeroing.finish().map_err(failure)?;
+    zeroing.finish().map_err(|error| error.failure())?;
     if !whole {
         note(Some(bytes))?;
         return Ok(Event::Abandoned(Step::Wipe));
@@ -85,10 +85,10 @@ fn try_free_space(volume: &Volume, cancel: &Cancel, told: &watch::Sender<Option<
     }
     let mount = Path::new(mount.as_str());
     if !matches!(volume.wipe, Wipe::Zero { .. }) {
-        Zeroing::give_up_free_space(mount).map_err(failure)?;
+        Zeroing::give_up_free_space(mount).map_err(|error| error.failure())?;
         return note_end();
     }
-    let mut zeroing = Zeroing::of_free_space(mount).map_err(failure)?;
+    let mut zeroing = Zeroing::of_free_space(mount).map_err(|error| error.failure())?;
     // The volume's users come first: they have the disk for as long as each chunk took.
     let whole = drive(volume, &mut zeroing, cancel, told, |_, took| {
         thread::sleep(took);
@@ -96,7 +96,7 @@ fn try_free_space(volume: &Volume, cancel: &Cancel, told: &watch::Sender<Option<
     })?;
     if whole {
         let bytes = zeroing.done();
-        zeroing.finish().map_err(failure)?;
+        zeroing.finish().map_err(|error| error.failure())?;
         note_end()?;
         tracing::info!(volume = %volume.name, step = %Step::Wipe, "volume {}: its free space is zeroed, {}", volume.name, size(bytes));
     }
@@ -116,7 +116,8 @@ fn drive(
     let mut beat: Option<Instant> = None;
     let ended = loop {
         if beat.is_none_or(|last| last.elapsed() >= BEAT) {
-            let progress = Progress::new(begun, zeroing.done(), zeroing.total().map_err(failure)?, started.elapsed());
+            let total = zeroing.total().map_err(|error| error.failure())?;
+            let progress = Progress::new(begun, zeroing.done(), total, started.elapsed());
             facts::note_progress(volume, Some(&progress))?;
             told.send_replace(Some(progress));
             beat = Some(Instant::now());
@@ -125,16 +126,11 @@ fn drive(
             break false;
         }
         let chunk = Instant::now();
-        if !zeroing.step().map_err(failure)? {
+        if !zeroing.step().map_err(|error| error.failure())? {
             break true;
         }
         after(zeroing, chunk.elapsed())?;
     };
     facts::note_progress(volume, None)?;
     Ok(ended)
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn failure(error: WipeError) -> Failure {
-    error.failure()
 }

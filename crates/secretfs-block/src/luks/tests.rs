@@ -16,20 +16,14 @@ fn random_key() -> Passphrase {
     passphrase(&[0, 255, b'\n', 7].repeat(16))
 }
 
+/// What a random key is formatted with where nothing else is configured.
+fn usual(mapper: &MapperName) -> FormatOptions<'_> {
+    FormatOptions { mapper, kdf: Kdf::Pbkdf2Minimal, sector_size: None, integrity: None, wipe: Wipe::None }
+}
+
 fn formatted(scratch: &Scratch) -> DevicePath {
     let device = scratch.device("volume", 64 * MIB);
-    format(
-        &device,
-        FormatOptions {
-            mapper: &mapper(),
-            kdf: Kdf::Pbkdf2Minimal,
-            sector_size: None,
-            integrity: None,
-            wipe: Wipe::None,
-        },
-        &random_key(),
-    )
-    .unwrap();
+    format(&device, usual(&mapper()), &random_key()).unwrap();
     device
 }
 
@@ -92,18 +86,7 @@ fn the_mark_is_set_once_and_the_key_still_fits() {
 fn an_odd_size_gets_small_sectors() {
     let scratch = Scratch::new();
     let device = scratch.device("odd", 64 * MIB + 512);
-    format(
-        &device,
-        FormatOptions {
-            mapper: &mapper(),
-            kdf: Kdf::Pbkdf2Minimal,
-            sector_size: None,
-            integrity: None,
-            wipe: Wipe::None,
-        },
-        &random_key(),
-    )
-    .unwrap();
+    format(&device, usual(&mapper()), &random_key()).unwrap();
     assert!(dump(&device).contains("sector: 512 [bytes]"), "{}", dump(&device));
 }
 
@@ -111,14 +94,7 @@ fn an_odd_size_gets_small_sectors() {
 fn a_sector_size_that_was_asked_for_counts() {
     let scratch = Scratch::new();
     let with = |device: &DevicePath, sector_size| {
-        let options = FormatOptions {
-            mapper: &mapper(),
-            kdf: Kdf::Pbkdf2Minimal,
-            sector_size: Some(sector_size),
-            integrity: None,
-            wipe: Wipe::None,
-        };
-        format(device, options, &random_key())
+        format(device, FormatOptions { sector_size: Some(sector_size), ..usual(&mapper()) }, &random_key())
     };
     let even = scratch.device("even", 64 * MIB);
     with(&even, 512).unwrap();
@@ -152,23 +128,11 @@ fn ours_is_formatted_anew_and_nothing_else_is() {
     let scratch = Scratch::new();
     let device = formatted(&scratch);
     let first = header(&device).unwrap().unwrap();
-    format(
-        &device,
-        FormatOptions {
-            mapper: &mapper(),
-            kdf: Kdf::Pbkdf2Minimal,
-            sector_size: None,
-            integrity: None,
-            wipe: Wipe::None,
-        },
-        &random_key(),
-    )
-    .unwrap();
+    format(&device, usual(&mapper()), &random_key()).unwrap();
     assert_ne!(header(&device).unwrap().unwrap().uuid, first.uuid);
 
     let other = VolumeName::new("other").unwrap().mapper();
-    let options =
-        FormatOptions { mapper: &other, kdf: Kdf::Pbkdf2Minimal, sector_size: None, integrity: None, wipe: Wipe::None };
+    let options = usual(&other);
     let refused = |device: &DevicePath| {
         let before = std::fs::read(device.as_path()).unwrap();
         let failure = format(device, options, &random_key()).unwrap_err().failure();
@@ -237,14 +201,7 @@ fn a_header_without_key_slot_is_told_from_a_wrong_key() {
 fn a_device_too_small_for_a_header_is_refused() {
     let scratch = Scratch::new();
     let device = scratch.device("small", MIB);
-    let options = FormatOptions {
-        mapper: &mapper(),
-        kdf: Kdf::Pbkdf2Minimal,
-        sector_size: None,
-        integrity: None,
-        wipe: Wipe::None,
-    };
-    let failure = format(&device, options, &random_key()).unwrap_err().failure();
+    let failure = format(&device, usual(&mapper()), &random_key()).unwrap_err().failure();
     let detail = format!("{device} has 1048576 bytes; a LUKS2 header alone takes 16777216");
     assert_eq!(failure, Failure::new(Cause::BackingMismatch, detail));
 }
@@ -262,18 +219,7 @@ fn no_copy_of_the_key_stays_behind() {
     secret.unmask();
     let key = passphrase(secret.bytes());
     secret.mask();
-    format(
-        &device,
-        FormatOptions {
-            mapper: &mapper(),
-            kdf: Kdf::Pbkdf2Minimal,
-            sector_size: None,
-            integrity: None,
-            wipe: Wipe::None,
-        },
-        &key,
-    )
-    .unwrap();
+    format(&device, usual(&mapper()), &key).unwrap();
     test(&device, &key).unwrap();
     assert_eq!(secret.copies_in_memory(), 1);
     drop(key);
@@ -287,12 +233,7 @@ fn a_password_gets_argon2id() {
     let device = scratch.device("volume", 64 * MIB);
     let key = passphrase(b"correct horse");
     let clock = Instant::now();
-    format(
-        &device,
-        FormatOptions { mapper: &mapper(), kdf: Kdf::Argon2id, sector_size: None, integrity: None, wipe: Wipe::None },
-        &key,
-    )
-    .unwrap();
+    format(&device, FormatOptions { kdf: Kdf::Argon2id, ..usual(&mapper()) }, &key).unwrap();
     eprintln!("argon2id: format {:?}", clock.elapsed());
     let clock = Instant::now();
     test(&device, &key).unwrap();
@@ -317,14 +258,7 @@ fn figures() {
         times.sort_unstable();
         times[5]
     };
-    let options = FormatOptions {
-        mapper: &mapper(),
-        kdf: Kdf::Pbkdf2Minimal,
-        sector_size: None,
-        integrity: None,
-        wipe: Wipe::None,
-    };
-    eprintln!("format {:?}", median(Box::new(|| format(&device, options, &key).unwrap())));
+    eprintln!("format {:?}", median(Box::new(|| format(&device, usual(&mapper()), &key).unwrap())));
     eprintln!("test {:?}", median(Box::new(|| test(&device, &key).unwrap())));
     eprintln!("header {:?}", median(Box::new(|| drop(header(&device).unwrap()))));
     let blank = scratch.device("blank", 2048 * MIB);
@@ -357,18 +291,7 @@ fn open_adopt_close() {
     assert_eq!(inspect::inspect(&device).unwrap(), Contents::Blank);
     let mapper = VolumeName::new(&format!("test-{}", std::process::id())).unwrap().mapper();
     let key = random_key();
-    format(
-        &device,
-        FormatOptions {
-            mapper: &mapper,
-            kdf: Kdf::Pbkdf2Minimal,
-            sector_size: None,
-            integrity: None,
-            wipe: Wipe::None,
-        },
-        &key,
-    )
-    .unwrap();
+    format(&device, usual(&mapper), &key).unwrap();
     let flags = OpenFlags { discard: true, ..OpenFlags::default() };
     assert_eq!(open(&device, &mapper, &key, flags).unwrap(), Outcome::Changed);
     assert_eq!(open(&device, &mapper, &key, flags).unwrap(), Outcome::Unchanged);
@@ -402,29 +325,12 @@ fn open_adopt_close() {
     backing::ensure(&other, 64 * MIB).unwrap();
     let (second, _) = loops::attach_loop(&other).unwrap();
     let _tidy_second = Tidy(second.clone());
-    format(
-        &second,
-        FormatOptions {
-            mapper: &mapper,
-            kdf: Kdf::Pbkdf2Minimal,
-            sector_size: None,
-            integrity: None,
-            wipe: Wipe::None,
-        },
-        &key,
-    )
-    .unwrap();
+    format(&second, usual(&mapper), &key).unwrap();
     let failure = open(&second, &mapper, &key, flags).unwrap_err().failure();
     assert_eq!(failure.cause, Cause::ChainBroken, "{failure}");
 
     // Held devices are neither formatted, nor detached, nor closed.
-    let options = FormatOptions {
-        mapper: &mapper,
-        kdf: Kdf::Pbkdf2Minimal,
-        sector_size: None,
-        integrity: None,
-        wipe: Wipe::None,
-    };
+    let options = usual(&mapper);
     assert_eq!(format(&device, options, &key).unwrap_err().failure().cause, Cause::DeviceBusy);
     assert_eq!(loops::detach_loop(&device).unwrap_err().failure().cause, Cause::DeviceBusy);
     let held = std::fs::File::open(plain.as_path()).unwrap();
@@ -443,9 +349,7 @@ fn how_far_a_volume_is_zeroed_stands_in_its_header() {
     let scratch = Scratch::new();
     let device = scratch.device("volume", 64 * MIB);
     let wipe = Wipe::Zero { before_ready: false };
-    let options =
-        FormatOptions { mapper: &mapper(), kdf: Kdf::Pbkdf2Minimal, sector_size: None, integrity: None, wipe };
-    format(&device, options, &random_key()).unwrap();
+    format(&device, FormatOptions { wipe, ..usual(&mapper()) }, &random_key()).unwrap();
     assert_eq!(zeroed(&device).unwrap(), Some(0));
     note_zeroed(&device, Some(u64::MAX)).unwrap();
     assert_eq!(zeroed(&device).unwrap(), Some(u64::MAX));
@@ -461,13 +365,8 @@ fn what_can_not_be_discarded_is_not_formatted() {
     let scratch = Scratch::new();
     // blkdiscard takes block devices only.
     let device = scratch.device("volume", 64 * MIB);
-    let options = FormatOptions {
-        mapper: &mapper(),
-        kdf: Kdf::Pbkdf2Minimal,
-        sector_size: None,
-        integrity: None,
-        wipe: Wipe::Discard,
-    };
+    let mapper = mapper();
+    let options = FormatOptions { wipe: Wipe::Discard, ..usual(&mapper) };
     let failure = format(&device, options, &random_key()).unwrap_err().failure();
     assert_eq!(failure.cause, Cause::DiscardFailed);
     assert_eq!(header(&device).unwrap(), None);
