@@ -42,6 +42,12 @@ impl Claims {
         note::read(&self.record(volume), Cause::ClaimChanged)
     }
 
+    /// Whether the volume is remembered, with this LUKS header, on this machine.
+    pub fn knows(&self, volume: &VolumeName, luks_uuid: &str) -> Result<bool, Failure> {
+        let host = host()?;
+        Ok(self.read(volume)?.is_some_and(|record| record.is_of(&host) && record.luks_uuid == luks_uuid))
+    }
+
     /// Remembers the volume as it is now.
     pub fn write(&self, volume: &Volume, luks_uuid: &str, members: &[String]) -> Result<Outcome, Failure> {
         let Host { machine_id, instance_id } = host()?;
@@ -94,12 +100,32 @@ impl Claims {
         note::remove(&self.begun_path(volume))
     }
 
+    /// Notes that a LUKS format begins on these devices: until it has written a header, nothing on them tells of it.
+    pub fn begin_format(&self, volume: &VolumeName, members: &[String]) -> Result<(), Failure> {
+        note::write(&self.format_path(volume), &(host()?, members))
+    }
+
+    /// Whether a LUKS format was begun on these devices by this machine, and had not come as far as a header.
+    pub fn format_begun(&self, volume: &VolumeName, members: &[String]) -> Result<bool, Failure> {
+        let begun: Option<(Host, Vec<String>)> = note::read(&self.format_path(volume), Cause::ClaimChanged)?;
+        Ok(begun == Some((host()?, members.to_vec())))
+    }
+
+    /// Notes that the header tells of it now.
+    pub fn end_format(&self, volume: &VolumeName) -> Result<(), Failure> {
+        note::remove(&self.format_path(volume))
+    }
+
     fn record(&self, volume: &VolumeName) -> PathBuf {
         self.directory.join(format!("{volume}.claim.json"))
     }
 
     fn begun_path(&self, volume: &VolumeName) -> PathBuf {
         self.directory.join(format!("{volume}.begun.json"))
+    }
+
+    fn format_path(&self, volume: &VolumeName) -> PathBuf {
+        self.directory.join(format!("{volume}.format.json"))
     }
 }
 
@@ -158,6 +184,30 @@ mod tests {
         let claims = Claims::below(&scratch.path(""));
         fs::write(scratch.path("v.claim.json"), "{").unwrap();
         assert_eq!(claims.read(&volume("persistent").name).unwrap_err().cause, Cause::ClaimChanged);
+    }
+
+    #[test]
+    fn a_volume_is_known_by_its_header() {
+        let scratch = Scratch::new();
+        let claims = Claims::below(&scratch.path(""));
+        let kept = volume("persistent");
+        assert_eq!(claims.knows(&kept.name, "u"), Ok(false));
+        claims.write(&kept, "u", &["A".to_owned()]).unwrap();
+        assert_eq!((claims.knows(&kept.name, "u"), claims.knows(&kept.name, "v")), (Ok(true), Ok(false)));
+    }
+
+    #[test]
+    fn a_format_is_begun_on_certain_devices() {
+        let scratch = Scratch::new();
+        let claims = Claims::below(&scratch.path(""));
+        let name = volume("ephemeral").name;
+        let members = ["A".to_owned()];
+        assert_eq!(claims.format_begun(&name, &members), Ok(false));
+        claims.begin_format(&name, &members).unwrap();
+        assert_eq!(claims.format_begun(&name, &members), Ok(true));
+        assert_eq!(claims.format_begun(&name, &["B".to_owned()]), Ok(false));
+        claims.end_format(&name).unwrap();
+        assert_eq!(claims.format_begun(&name, &members), Ok(false));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use libcryptsetup_rs::{
 };
 use rustix::io::Errno;
 use secrecy::ExposeSecret;
-use secretfs_core::config::{Integrity, Wipe};
+use secretfs_core::config::{Integrity, Lifecycle, Wipe};
 use secretfs_core::key::Kdf;
 use secretfs_core::name::MapperName;
 
@@ -33,8 +33,11 @@ pub use wipe::{note_zeroed, zeroed};
 /// The LUKS2 subsystem of a volume whose file system is not whole yet.
 pub const FORMATTING: &str = "secretfs-formatting";
 
-/// The LUKS2 subsystem of a volume that is whole.
-pub const COMPLETE: &str = "secretfs";
+/// The LUKS2 subsystem of a volume that is whole, and overwritten in the next boot.
+pub const EPHEMERAL: &str = "secretfs";
+
+/// The LUKS2 subsystem of a volume that is whole, and kept.
+pub const PERSISTENT: &str = "secretfs-persistent";
 
 /// AES-256 in XTS mode takes two keys of 32 bytes.
 const VOLUME_KEY_BYTES: usize = 64;
@@ -81,12 +84,17 @@ impl LuksFacts {
     }
 
     fn is_of_secretfs(&self) -> bool {
-        self.version == 2 && [FORMATTING, COMPLETE].contains(&self.subsystem.as_str())
+        self.version == 2 && [FORMATTING, EPHEMERAL, PERSISTENT].contains(&self.subsystem.as_str())
     }
 
     /// Whether secretfs made this header for another mapping than `mapper`.
     pub fn is_of_another(&self, mapper: &MapperName) -> bool {
         self.is_of_secretfs() && self.label != mapper.as_str()
+    }
+
+    /// Whether secretfs made this header, for whatever mapping, and it is not to be overwritten.
+    pub fn is_kept(&self) -> bool {
+        self.is_of_secretfs() && self.subsystem == PERSISTENT
     }
 
     /// Whether secretfs began this header for `mapper` and did not get as far as [`mark_complete`].
@@ -134,11 +142,15 @@ impl OpenFlags {
 /// Makes a LUKS2 header with one key slot for `passphrase`, marked as [`FORMATTING`].
 ///
 /// The caller has proven that the device is blank or ours. As a last guard, a device with a signature other than a
-/// header that secretfs made for this very volume is refused.
+/// header that secretfs made for this very volume, and that is not to be kept, is refused.
 pub fn format(device: &DevicePath, options: FormatOptions<'_>, passphrase: &Passphrase) -> Result<(), FormatError> {
     match inspect::signature(device)? {
         None => {}
-        Some(Contents::Luks(facts)) if facts.is_ours(options.mapper) => {}
+        Some(Contents::Luks(facts)) if facts.is_ours(options.mapper) && !facts.is_kept() => {}
+        Some(Contents::Luks(facts)) if facts.is_ours(options.mapper) => {
+            let kind = format!("the LUKS header of the persistent volume {}", options.mapper);
+            return Err(FormatError::Occupied { device: device.clone(), kind });
+        }
         Some(Contents::Signature { kind, .. }) => {
             return Err(FormatError::Occupied { device: device.clone(), kind });
         }
@@ -195,16 +207,21 @@ pub fn format(device: &DevicePath, options: FormatOptions<'_>, passphrase: &Pass
     formatted.map_err(|source| FormatError::Library { device: device.clone(), source })
 }
 
-/// Marks the volume as whole, once its file system is made.
-pub fn mark_complete(device: &DevicePath, mapper: &MapperName) -> Result<Outcome, HeaderError> {
-    match header(device)? {
-        Some(facts) if facts.is_interrupted(mapper) => {}
-        Some(facts) if facts.is_ours(mapper) => return Ok(Outcome::Unchanged),
-        _ => return Err(HeaderError::NotOurs { device: device.clone(), mapper: mapper.clone() }),
+/// Marks the volume as whole, once its file system is made, and as one that is kept or not. One that is marked as kept
+/// stays that.
+pub fn mark_complete(device: &DevicePath, mapper: &MapperName, lifecycle: Lifecycle) -> Result<Outcome, HeaderError> {
+    let subsystem = match lifecycle {
+        Lifecycle::Ephemeral => EPHEMERAL,
+        Lifecycle::Persistent => PERSISTENT,
+    };
+    match header(device)?.filter(|facts| facts.is_ours(mapper)) {
+        None => return Err(HeaderError::NotOurs { device: device.clone(), mapper: mapper.clone() }),
+        Some(facts) if facts.is_kept() || facts.subsystem == subsystem => return Ok(Outcome::Unchanged),
+        Some(_) => {}
     }
     let marked = cryptsetup::call(|| {
         let mut handle = load(device)?;
-        handle.context_handle().set_label(Some(mapper.as_str()), Some(COMPLETE))
+        handle.context_handle().set_label(Some(mapper.as_str()), Some(subsystem))
     });
     marked.map_err(|source| HeaderError::Write { device: device.clone(), source })?;
     Ok(Outcome::Changed)

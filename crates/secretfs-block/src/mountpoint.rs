@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{IFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, IFlags, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use secretfs_core::cause::{Cause, Failure};
 
@@ -19,6 +19,15 @@ pub enum GuardError {
     NotADirectory {
         /// The mount point.
         path: PathBuf,
+    },
+    /// It is not there, and the directory that it is to be in is not either, or can't be written to.
+    #[error("{} cannot be made: is the directory above it there?", path.display())]
+    NoParent {
+        /// The mount point.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
     },
     /// The file system below it has no such flag, or is read-only.
     #[error("{} cannot be made immutable: its file system cannot do that", path.display())]
@@ -49,18 +58,18 @@ impl GuardError {
     /// The row of the cause table, and the particulars.
     pub fn failure(&self) -> Failure {
         let cause = match self {
-            Self::NotADirectory { .. } => Cause::MountPointUnfit,
+            Self::NotADirectory { .. } | Self::NoParent { .. } => Cause::MountPointUnfit,
             Self::Unsupported { .. } | Self::System { .. } => Cause::System,
         };
         Failure::new(cause, crate::chain(self))
     }
 }
 
-/// Makes the directory `path` if it is absent, and sets its immutable flag (`chattr +i`, chattr(1)): not even root
+/// Makes the directory `path` if it is absent, in one that is there, and sets its immutable flag (`chattr +i`, chattr(1)): not even root
 /// writes to it then, and a reboot keeps the flag. What is mounted over it has flags of its own, so the flag need not be
 /// taken away for a mount.
 ///
-/// To be called only while nothing is mounted there.
+/// What is mounted there is left as it is.
 pub fn guard(path: &Path) -> Result<Outcome, GuardError> {
     let failed = |source: io::Error| match Errno::from_io_error(&source) {
         Some(Errno::NOTTY | Errno::OPNOTSUPP | Errno::NOSYS | Errno::ROFS) => {
@@ -73,10 +82,22 @@ pub fn guard(path: &Path) -> Result<Outcome, GuardError> {
         && error.kind() == io::ErrorKind::NotFound
     {
         // As systemd makes it (systemd.mount(5), DirectoryMode=).
-        DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(failed)?;
+        match DirBuilder::new().mode(0o755).create(path) {
+            // The sandbox lets the daemon write to the directory above, if that was there when it began.
+            Err(source) if [io::ErrorKind::NotFound, io::ErrorKind::ReadOnlyFilesystem].contains(&source.kind()) => {
+                return Err(GuardError::NoParent { path: path.to_owned(), source });
+            }
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+            _ => {}
+        }
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
+    let facts = rustix::fs::statx(&directory, "", AtFlags::EMPTY_PATH, StatxFlags::empty());
+    // systemd was quicker, and this is the volume's own root: the flag would stay with the volume.
+    if facts.map_err(|errno| failed(errno.into()))?.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+        return Ok(Outcome::Unchanged);
+    }
     let flags = rustix::fs::ioctl_getflags(&directory).map_err(|errno| failed(errno.into()))?;
     if flags.contains(IFlags::IMMUTABLE) {
         return Ok(Outcome::Unchanged);
@@ -101,13 +122,23 @@ mod tests {
         let link = scratch.path("link");
         symlink("/etc", &link).unwrap();
         assert_eq!(guard(&link).unwrap_err().failure().cause, Cause::MountPointUnfit);
+        let below_nothing = scratch.path("a/b");
+        assert_eq!(guard(&below_nothing).unwrap_err().failure().cause, Cause::MountPointUnfit);
+        assert!(!scratch.path("a").exists());
+    }
+
+    /// procfs has no such flag, so to ask it for one would fail.
+    #[test]
+    fn what_is_mounted_there_keeps_its_own_flags() {
+        assert_eq!(guard(Path::new("/proc")).unwrap(), Outcome::Unchanged);
+        assert!(guard(Path::new("/proc/self")).is_err());
     }
 
     #[test]
     #[ignore = "needs root, and a file system with the flag"]
     fn nothing_can_be_written_below_a_guarded_directory() {
         let scratch = Scratch::new();
-        let path = scratch.path("a/b");
+        let path = scratch.path("a");
         assert_eq!(guard(&path).unwrap(), Outcome::Changed);
         let written = fs::write(path.join("file"), "");
         assert_eq!(guard(&path).unwrap(), Outcome::Unchanged);

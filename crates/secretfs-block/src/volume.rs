@@ -8,7 +8,7 @@ use secretfs_core::cause::{Cause, Failure};
 use secretfs_core::chain::{self, ChainFault, Expected, InUse, Link, Mapping, Verified};
 use secretfs_core::claim::lvm::Plan;
 use secretfs_core::claim::{DiskFacts, Member, Standing, choose, describe};
-use secretfs_core::config::{Backing, Layout, Target, Volume, Wipe};
+use secretfs_core::config::{Backing, Layout, Lifecycle, Target, Volume, Wipe};
 use secretfs_core::forecast::Disks;
 use secretfs_core::machine::Contents;
 use secretfs_core::name::VolumeName;
@@ -64,13 +64,9 @@ pub fn identities(volume: &Volume) -> Result<Vec<String>, Failure> {
     }
 }
 
-/// How what is there compares with what was there when the volume was last up.
-pub fn standing(volume: &Volume, device: Option<&DevicePath>, contents: &Contents) -> Result<Standing, Failure> {
-    let luks_uuid = match device {
-        Some(device) if contents.is_luks() => Some(luks_uuid(device)?),
-        _ => None,
-    };
-    Claims::default().standing(volume, &identities(volume)?, contents, luks_uuid.as_deref())
+/// How what is there compares with what was there when the volume was last up, if nothing is there yet.
+pub fn standing_of_nothing(volume: &Volume) -> Result<Standing, Failure> {
+    Claims::default().standing(volume, &identities(volume)?, &Contents::Blank, None)
 }
 
 /// Has the one device there that the claimed disks are or make.
@@ -199,6 +195,10 @@ pub fn contents(volume: &Volume, device: &DevicePath) -> Result<Contents, Failur
         inspect::Contents::Luks(header) if header.is_of_another(&mapper) => {
             Contents::Signature(format!("the LUKS header of the volume {}", header.label))
         }
+        // Whatever this machine remembers of it, or does not.
+        inspect::Contents::Luks(header) if volume.lifecycle == Lifecycle::Ephemeral && header.is_kept() => {
+            Contents::Signature(format!("the LUKS header of the persistent volume {}", header.label))
+        }
         inspect::Contents::Luks(header) => {
             Contents::Luks { ours: header.is_ours(&mapper), unfinished: header.is_interrupted(&mapper) }
         }
@@ -217,6 +217,8 @@ pub fn wipe_begun(volume: &Volume, device: &DevicePath, unfinished: bool) -> Res
 /// A volume's backing before a start touches it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
+    /// What it is, by names that outlast a boot.
+    pub members: Vec<String>,
     /// What is on it.
     pub contents: Contents,
     /// Whether this boot has formatted it already.
@@ -229,11 +231,18 @@ pub struct Found {
 
 /// Looks at the volume's backing device.
 pub fn examine(volume: &Volume, device: &DevicePath) -> Result<Found, Failure> {
-    let contents = contents(volume, device)?;
+    let claims = Claims::default();
+    let members = identities(volume)?;
+    let contents = match contents(volume, device)? {
+        Contents::Unknown { .. } if claims.format_begun(&volume.name, &members)? => Contents::Begun,
+        contents => contents,
+    };
+    let luks_uuid = if contents.is_luks() { Some(luks_uuid(device)?) } else { None };
     Ok(Found {
         formatted_this_boot: contents.is_luks() && formatted_this_boot(volume, device)?,
         wipe_begun: wipe_begun(volume, device, contents.is_unfinished())?,
-        standing: standing(volume, Some(device), &contents)?,
+        standing: claims.standing(volume, &members, &contents, luks_uuid.as_deref())?,
+        members,
         contents,
     })
 }
@@ -242,10 +251,11 @@ pub fn examine(volume: &Volume, device: &DevicePath) -> Result<Found, Failure> {
 pub fn examine_file(volume: &Volume, path: &Path) -> Result<Option<Found>, Failure> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.len() == 0 => Ok(Some(Found {
+            members: identities(volume)?,
             contents: Contents::Blank,
             formatted_this_boot: false,
             wipe_begun: false,
-            standing: standing(volume, None, &Contents::Blank)?,
+            standing: standing_of_nothing(volume)?,
         })),
         Ok(_) => examine(volume, &DevicePath::at(path.to_string_lossy())).map(Some),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

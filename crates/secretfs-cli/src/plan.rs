@@ -10,7 +10,6 @@ use secretfs_block::{DevicePath, device, volume as facts};
 use secretfs_core::cause::Failure;
 use secretfs_core::config::{Backing, Config, Target, Volume};
 use secretfs_core::forecast::{Deed, Disks, Findings, Forecast, forecast};
-use secretfs_core::machine::Contents;
 use serde::Serialize;
 
 /// What would happen to one volume, as `--json` prints it.
@@ -108,8 +107,8 @@ fn look(volume: &Volume) -> Result<(Option<DevicePath>, Findings), Failure> {
     };
     let standing = match (&found, &volume.backing) {
         (Some(found), _) => Some(found.standing.clone()),
-        (None, Backing::File { .. }) => Some(facts::standing(volume, None, &Contents::Blank)?),
-        (None, _) if matches!(disks, Disks::Makeable(_)) => Some(facts::standing(volume, None, &Contents::Blank)?),
+        (None, Backing::File { .. }) => Some(facts::standing_of_nothing(volume)?),
+        (None, _) if matches!(disks, Disks::Makeable(_)) => Some(facts::standing_of_nothing(volume)?),
         (None, _) => None,
     };
     let file = volume.backing.path().and_then(|path| fs::metadata(path).ok()).filter(fs::Metadata::is_file);

@@ -98,8 +98,8 @@ causes! {
     MountPointBusy = "mount-point-busy", Permanent, "something else is mounted on its mount point", None,
         "unmount it, or give the volume another mount point";
 
-    /// The mount point is no directory.
-    MountPointUnfit = "mount-point-unfit", Permanent, "its mount point is not a directory", None,
+    /// The mount point is no directory, and can't be made one.
+    MountPointUnfit = "mount-point-unfit", Permanent, "its mount point cannot be used", None,
         "make it a directory, or give the volume another mount point";
 
     // Backing devices.

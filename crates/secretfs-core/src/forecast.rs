@@ -130,7 +130,7 @@ pub fn forecast(volume: &Volume, findings: Findings) -> Forecast {
     };
     let why = match &contents {
         Contents::Blank => "it is proven blank",
-        Contents::Luks { ours: true, unfinished: true } => "its last format was not finished",
+        Contents::Begun | Contents::Luks { ours: true, unfinished: true } => "its last format was not finished",
         Contents::Luks { .. } if findings.formatted_this_boot => "this boot has formatted it",
         Contents::Luks { ours: true, .. } => "it carries a volume of this name",
         Contents::Luks { ours: false, .. } => "it carries a LUKS header that was made elsewhere",

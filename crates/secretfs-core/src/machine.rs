@@ -121,18 +121,22 @@ impl Machine {
         match event {
             Event::Surveyed { mapping, mount } => {
                 self.left.mapped = *mapping == Link::Ours;
-                self.left.mounted = self.left.mapped && *mount == Link::Ours;
-                self.adopted = self.left.mounted;
+                self.left.mounted = self.left.mapped;
+                self.adopted = self.left.mapped && *mount == Link::Ours;
                 self.left.attached |= self.left.mapped;
             }
             // A step that fails half-way may leave what it was to make.
             Event::Attached { .. } | Event::Failed(Step::Attach, _) => self.left.attached = true,
-            Event::Done(Step::Unlock) | Event::Failed(Step::Unlock, _) => self.left.mapped = true,
+            Event::Done(Step::Unlock) | Event::Failed(Step::Unlock, _) => {
+                self.left.mapped = true;
+                // systemd sees the mapping, and mounts it at once for whoever waits; unfinished ones it does not see.
+                self.left.mounted = self.opening == Opening::Unlock;
+            }
             Event::Done(Step::Mount) | Event::Failed(Step::Mount, _) | Event::Abandoned(Step::Mount) => {
                 self.left.mounted = true;
             }
             Event::Done(Step::Unmount) => self.left.mounted = false,
-            Event::Done(Step::Close) => self.left.mapped = false,
+            Event::Done(Step::Close) => (self.left.mapped, self.left.mounted) = (false, false),
             Event::Done(Step::Detach) => self.left.attached = false,
             _ => {}
         }

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use secretfs_block::{DevicePath, Passphrase, volume as facts};
+use secretfs_block::{Passphrase, volume as facts};
 use secretfs_core::cause::{Cause, Failure};
 use secretfs_core::config::{Aws, Target, Volume};
 use secretfs_core::key::{AuditTrail, FetchRequest};
@@ -20,6 +20,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
+use crate::steps::Attached;
 use crate::worker::Worker;
 use crate::{config, fetch, mounts, steps, tell, units, wipe};
 
@@ -29,14 +30,14 @@ const TIMEOUT_MARGIN: Duration = Duration::from_secs(20);
 /// What came of a step besides the event for the state machine.
 struct Ended {
     event: Event,
-    device: Option<DevicePath>,
+    attached: Option<Attached>,
     key: Option<Passphrase>,
     trail: Option<AuditTrail>,
 }
 
 impl From<Event> for Ended {
     fn from(event: Event) -> Self {
-        Self { event, device: None, key: None, trail: None }
+        Self { event, attached: None, key: None, trail: None }
     }
 }
 
@@ -61,7 +62,7 @@ struct Daemon {
     /// The next new device, while one is waited for.
     device_watch: Option<Pin<Box<dyn Future<Output = bool>>>>,
     key: Option<Arc<Passphrase>>,
-    device: Option<DevicePath>,
+    attached: Option<Attached>,
     trail: AuditTrail,
     /// How far the zeroing has come.
     progress: watch::Sender<Option<Progress>>,
@@ -113,7 +114,7 @@ impl Daemon {
             wake: None,
             device_watch: None,
             key: None,
-            device: None,
+            attached: None,
             trail: AuditTrail::default(),
             progress: watch::Sender::new(None),
             cancel: wipe::Cancel::default(),
@@ -189,7 +190,7 @@ impl Daemon {
     /// Keeps what a step brought besides its event.
     fn take(&mut self, ended: Ended) -> Event {
         self.running = None;
-        self.device = ended.device.or(self.device.take());
+        self.attached = ended.attached.or(self.attached.take());
         self.key = ended.key.map(Arc::new).or(self.key.take());
         if let Some(trail) = ended.trail {
             if matches!(ended.event, Event::KeyFetched { .. }) {
@@ -293,24 +294,28 @@ impl Daemon {
 
     /// Starts a step that `secretfs-block` does, on the worker's thread.
     fn start_blocking(&self, step: Step, volume: Arc<Volume>) -> Running {
-        let device = self.device.clone();
+        let attached = self.attached.clone();
         let key = self.key.clone();
         let (cancel, progress) = (self.cancel.clone(), self.progress.clone());
-        let result = self.worker.run(move || match (step, device, key) {
+        let result = self.worker.run(move || match (step, attached, key) {
             (Step::Survey, _, _) => steps::survey(&volume).map(Ended::from),
             (Step::Guard, _, _) => steps::guard(&volume).map(Ended::from),
             (Step::Attach, _, _) => {
-                steps::attach(&volume).map(|(device, event)| Ended { device: Some(device), ..Ended::from(event) })
+                steps::attach(&volume).map(|(attached, event)| Ended { attached: Some(attached), ..Ended::from(event) })
             }
-            (Step::Format(kdf), Some(device), Some(key)) => steps::format(&volume, &device, kdf, &key).map(Ended::from),
-            (Step::Unlock, Some(device), Some(key)) => steps::unlock(&volume, &device, &key).map(Ended::from),
+            (Step::Format(kdf), Some(attached), Some(key)) => {
+                steps::format(&volume, &attached.device, kdf, &key).map(Ended::from)
+            }
+            (Step::Unlock, Some(attached), Some(key)) => {
+                steps::unlock(&volume, &attached.device, &key).map(Ended::from)
+            }
             (Step::Inspect, _, _) => steps::inspect_mapping(&volume).map(Ended::from),
             (Step::Wipe, _, _) => wipe::whole(&volume, &cancel, &progress).map(Ended::from),
             (Step::MakeFilesystem, _, _) => steps::make_filesystem(&volume).map(Ended::from),
             (Step::FinishFormat, _, _) => steps::finish_format(&volume).map(Ended::from),
             (Step::Grow, _, _) => Ok(steps::grow(&volume).into()),
             (Step::Own, _, _) => steps::own(&volume).map(Ended::from),
-            (Step::Verify, _, _) => steps::verify(&volume).map(Ended::from),
+            (Step::Verify, attached, _) => steps::verify(&volume, attached.as_ref()).map(Ended::from),
             (Step::Close, _, _) => steps::close(&volume).map(Ended::from),
             (Step::Detach, _, _) => steps::detach(&volume).map(Ended::from),
             (other, _, _) => Err(Failure::new(Cause::Internal, format!("{other} came before what it needs"))),
@@ -337,7 +342,7 @@ async fn fetch_key(request: FetchRequest) -> Ended {
     match result {
         Ok(fetched) => {
             let event = Event::KeyFetched { form: fetched.form, length: fetched.key.len() };
-            Ended { event, device: None, key: Some(fetched.key), trail: Some(trail) }
+            Ended { event, attached: None, key: Some(fetched.key), trail: Some(trail) }
         }
         Err(failure) => Ended { trail: Some(trail), ..Ended::from(Event::Failed(Step::FetchKey, failure)) },
     }

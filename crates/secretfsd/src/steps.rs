@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nix::unistd::{Group, User};
 use secretfs_block::claim::Claims;
-use secretfs_block::luks::{self, FormatOptions, OpenFlags};
+use secretfs_block::luks::{self, FormatOptions, LuksFacts, OpenFlags};
 use secretfs_block::volume::{Found, backing_device, contents, note_format};
 use secretfs_block::{
     DevicePath, Outcome, Passphrase, backing, device, filesystem, loops, mountpoint, volume as facts,
@@ -14,11 +14,11 @@ use secretfs_block::{
 use secretfs_core::cause::{Cause, Failure};
 use secretfs_core::chain::Link;
 use secretfs_core::claim::Standing;
-use secretfs_core::config::{Backing, Layout, Luks, RootDirectory, Volume};
+use secretfs_core::config::{Backing, Layout, Lifecycle, Luks, RootDirectory, Volume};
 use secretfs_core::forecast::Disks;
 use secretfs_core::key::Kdf;
-use secretfs_core::machine::{Contents, Event, Step};
-use secretfs_core::name::MountPoint;
+use secretfs_core::machine::{Contents, Event, Opening, Step, decide_opening};
+use secretfs_core::name::{MapperName, MountPoint};
 
 /// Looks at what is mapped and mounted, or in use as swap space, under the volume's names.
 pub fn survey(volume: &Volume) -> Result<Event, Failure> {
@@ -29,16 +29,28 @@ pub fn survey(volume: &Volume) -> Result<Event, Failure> {
     Ok(Event::Surveyed { mapping, mount })
 }
 
-/// Reads the whole chain back.
-pub fn verify(volume: &Volume) -> Result<Event, Failure> {
+/// Reads the whole chain back; `attached` is what this daemon has made it from, if it has.
+pub fn verify(volume: &Volume, attached: Option<&Attached>) -> Result<Event, Failure> {
     let verified = facts::verify(volume)?;
-    remember(volume, &verified.luks_uuid);
+    remember(volume, &verified.luks_uuid, attached);
     Ok(Event::Done(Step::Verify))
 }
 
 /// Remembers what the volume is made of, for the next start to compare. A volume that is up is not given up for that.
-fn remember(volume: &Volume, luks_uuid: &str) {
-    let written = facts::identities(volume).and_then(|members| Claims::default().write(volume, luks_uuid, &members));
+///
+/// What was taken over nobody has compared: if it is remembered it stays remembered as it was, whatever the configuration
+/// and the disks say meanwhile.
+fn remember(volume: &Volume, luks_uuid: &str, attached: Option<&Attached>) {
+    let claims = Claims::default();
+    let members = match attached {
+        Some(attached) => Ok(Some(attached.members.clone())),
+        None => claims
+            .knows(&volume.name, luks_uuid)
+            .and_then(|known| if known { Ok(None) } else { facts::identities(volume).map(Some) }),
+    };
+    let written = members.and_then(|members| {
+        members.map_or(Ok(Outcome::Unchanged), |members| claims.write(volume, luks_uuid, &members))
+    });
     if let Err(failure) = written {
         tracing::warn!(volume = %volume.name, step = %Step::Verify, "volume {}: its claim is not remembered: {failure}", volume.name);
     }
@@ -58,11 +70,20 @@ pub fn guard(volume: &Volume) -> Result<Event, Failure> {
     Ok(Event::Done(Step::Guard))
 }
 
+/// A volume's backing, from [`attach`] on.
+#[derive(Debug, Clone)]
+pub struct Attached {
+    /// The device.
+    pub device: DevicePath,
+    /// What it lies on, by names that outlast a boot.
+    pub members: Vec<String>,
+}
+
 /// Has the backing device there, makes sure that nobody else uses it, and looks at what is on it.
-pub fn attach(volume: &Volume) -> Result<(DevicePath, Event), Failure> {
+pub fn attach(volume: &Volume) -> Result<(Attached, Event), Failure> {
     // Before anything is made: what was there and is not any more must not be made anew.
     if lacks_device(volume)?
-        && let Some(failure) = facts::standing(volume, None, &Contents::Blank)?.refusal()
+        && let Some(failure) = facts::standing_of_nothing(volume)?.refusal()
     {
         return Err(failure);
     }
@@ -77,13 +98,21 @@ pub fn attach(volume: &Volume) -> Result<(DevicePath, Event), Failure> {
         Backing::Device { path } => device::resolve(Path::new(path)).map_err(|error| error.failure())?,
         Backing::Match { layout, .. } => facts::attach_members(volume, *layout)?,
     };
-    let facts = device::facts(&device).map_err(|error| error.failure())?;
-    if let Some(users) = facts.users() {
+    let Found { members, contents, formatted_this_boot, wipe_begun, standing } = examine(volume, &device)?;
+    tell_standing(volume, &standing);
+    if contents.is_luks() {
+        Claims::default().end_format(&volume.name)?;
+    }
+    Ok((Attached { device, members }, Event::Attached { contents, formatted_this_boot, wipe_begun }))
+}
+
+/// Looks at the backing device, which nobody may use and which must be what it was.
+fn examine(volume: &Volume, device: &DevicePath) -> Result<Found, Failure> {
+    if let Some(users) = device::facts(device).map_err(|error| error.failure())?.users() {
         return Err(Failure::new(Cause::DeviceBusy, format!("{device} {users}")));
     }
-    let Found { contents, formatted_this_boot, wipe_begun, standing } = facts::examine(volume, &device)?;
-    go_on(volume, &standing)?;
-    Ok((device, Event::Attached { contents, formatted_this_boot, wipe_begun }))
+    let found = facts::examine(volume, device)?;
+    found.standing.refusal().map_or(Ok(found), Err)
 }
 
 /// Whether the backing file, or the device that several disks make, is still to be made.
@@ -103,11 +132,8 @@ fn lacks_device(volume: &Volume) -> Result<bool, Failure> {
     }
 }
 
-/// Refuses what is not what it was, and says how what is there compares with that.
-fn go_on(volume: &Volume, standing: &Standing) -> Result<(), Failure> {
-    if let Some(failure) = standing.refusal() {
-        return Err(failure);
-    }
+/// Says how what is there compares with what was.
+fn tell_standing(volume: &Volume, standing: &Standing) {
     let (name, words) = (&volume.name, standing.words());
     match volume.backing {
         // A file that is gone was removed; it takes no stop of the instance.
@@ -115,15 +141,25 @@ fn go_on(volume: &Volume, standing: &Standing) -> Result<(), Failure> {
         _ if standing.is_remarkable() => tracing::warn!(volume = %name, step = %Step::Attach, "volume {name}: {words}"),
         _ => tracing::info!(volume = %name, step = %Step::Attach, "volume {name}: {words}"),
     }
-    Ok(())
 }
 
-/// Makes a LUKS header that is marked as unfinished.
+/// Makes a LUKS header that is marked as unfinished, if the device is still what it was before the key was fetched.
 pub fn format(volume: &Volume, device: &DevicePath, kdf: Kdf, key: &Passphrase) -> Result<Event, Failure> {
+    let changed = || Failure::new(Cause::BackingMissing, format!("{device} is not what it was a moment ago"));
+    if present_device(volume)? != *device {
+        return Err(changed());
+    }
+    let Found { members, contents, formatted_this_boot, wipe_begun, .. } = examine(volume, device)?;
+    if decide_opening(volume.lifecycle, &contents, formatted_this_boot, wipe_begun)? == Opening::Unlock {
+        return Err(changed());
+    }
     let Luks { sector_size, integrity, .. } = volume.luks;
     let mapper = volume.name.mapper();
     let options = FormatOptions { mapper: &mapper, kdf, sector_size, integrity, wipe: volume.wipe };
+    let claims = Claims::default();
+    claims.begin_format(&volume.name, &members)?;
     luks::format(device, options, key).map_err(|error| error.failure())?;
+    claims.end_format(&volume.name)?;
     Ok(Event::Done(Step::Format(kdf)))
 }
 
@@ -131,8 +167,20 @@ pub fn format(volume: &Volume, device: &DevicePath, kdf: Kdf, key: &Passphrase) 
 pub fn unlock(volume: &Volume, device: &DevicePath, key: &Passphrase) -> Result<Event, Failure> {
     let Luks { discard, no_read_workqueue, no_write_workqueue, .. } = volume.luks;
     let flags = OpenFlags { discard, no_read_workqueue, no_write_workqueue };
-    luks::open(device, &volume.name.mapper(), key, flags).map_err(|error| error.failure())?;
+    let mapper = volume.name.mapper();
+    luks::open(device, &mapper, key, flags).map_err(|error| error.failure())?;
+    keep(volume, device, &mapper)?;
     Ok(Event::Done(Step::Unlock))
+}
+
+/// Marks the header of a persistent volume that was ephemeral until now; headers that were made elsewhere stay as they are.
+fn keep(volume: &Volume, device: &DevicePath, mapper: &MapperName) -> Result<(), Failure> {
+    let header = luks::header(device).map_err(|error| error.failure())?;
+    let is_whole = |header: LuksFacts| header.is_ours(mapper) && !header.is_interrupted(mapper);
+    if volume.lifecycle == Lifecycle::Persistent && header.is_some_and(is_whole) {
+        luks::mark_complete(device, mapper, volume.lifecycle).map_err(|error| error.failure())?;
+    }
+    Ok(())
 }
 
 /// Looks at what is on the mapping, and whether the header says that a format was not finished.
@@ -156,7 +204,7 @@ pub fn make_filesystem(volume: &Volume) -> Result<Event, Failure> {
 pub fn finish_format(volume: &Volume) -> Result<Event, Failure> {
     let device = present_device(volume)?;
     note_format(volume, &device)?;
-    luks::mark_complete(&device, &volume.name.mapper()).map_err(|error| error.failure())?;
+    luks::mark_complete(&device, &volume.name.mapper(), volume.lifecycle).map_err(|error| error.failure())?;
     Ok(Event::Done(Step::FinishFormat))
 }
 

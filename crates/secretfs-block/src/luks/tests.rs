@@ -72,14 +72,14 @@ fn the_mark_is_set_once_and_the_key_still_fits() {
     let scratch = Scratch::new();
     let device = formatted(&scratch);
     let before = header(&device).unwrap().unwrap();
-    assert_eq!(mark_complete(&device, &mapper()).unwrap(), Outcome::Changed);
-    assert_eq!(mark_complete(&device, &mapper()).unwrap(), Outcome::Unchanged);
+    assert_eq!(mark_complete(&device, &mapper(), Lifecycle::Persistent).unwrap(), Outcome::Changed);
+    assert_eq!(mark_complete(&device, &mapper(), Lifecycle::Persistent).unwrap(), Outcome::Unchanged);
     let after = header(&device).unwrap().unwrap();
-    assert_eq!(after, LuksFacts { subsystem: COMPLETE.to_owned(), ..before });
+    assert_eq!(after, LuksFacts { subsystem: PERSISTENT.to_owned(), ..before });
     assert!(after.is_ours(&mapper()) && !after.is_interrupted(&mapper()));
     test(&device, &random_key()).unwrap();
     let other = VolumeName::new("other").unwrap().mapper();
-    assert_eq!(mark_complete(&device, &other).unwrap_err().failure().cause, Cause::HeaderBroken);
+    assert_eq!(mark_complete(&device, &other, Lifecycle::Persistent).unwrap_err().failure().cause, Cause::HeaderBroken);
 }
 
 #[test]
@@ -130,6 +130,15 @@ fn ours_is_formatted_anew_and_nothing_else_is() {
     let first = header(&device).unwrap().unwrap();
     format(&device, usual(&mapper()), &random_key()).unwrap();
     assert_ne!(header(&device).unwrap().unwrap().uuid, first.uuid);
+
+    // One that was kept stays that, and is not formatted again.
+    mark_complete(&device, &mapper(), Lifecycle::Ephemeral).unwrap();
+    format(&device, usual(&mapper()), &random_key()).unwrap();
+    mark_complete(&device, &mapper(), Lifecycle::Persistent).unwrap();
+    assert_eq!(mark_complete(&device, &mapper(), Lifecycle::Ephemeral).unwrap(), Outcome::Unchanged);
+    let failure = format(&device, usual(&mapper()), &random_key()).unwrap_err().failure();
+    let detail = format!("{device} carries the LUKS header of the persistent volume secretfs-scratch");
+    assert_eq!(failure, Failure::new(Cause::ForeignSignature, detail));
 
     let other = VolumeName::new("other").unwrap().mapper();
     let options = usual(&other);
@@ -304,7 +313,7 @@ fn open_adopt_close() {
         !properties.lines().any(|line| line == "SYSTEMD_READY=0")
     };
     assert!(!ready());
-    assert_eq!(mark_complete(&device, &mapper).unwrap(), Outcome::Changed);
+    assert_eq!(mark_complete(&device, &mapper, Lifecycle::Ephemeral).unwrap(), Outcome::Changed);
     assert_eq!(finish_show(&mapper).unwrap(), Outcome::Unchanged);
     assert_eq!(show(&mapper).unwrap(), Outcome::Changed);
     assert!(ready());
@@ -353,7 +362,7 @@ fn how_far_a_volume_is_zeroed_stands_in_its_header() {
     assert_eq!(zeroed(&device).unwrap(), Some(0));
     note_zeroed(&device, Some(u64::MAX)).unwrap();
     assert_eq!(zeroed(&device).unwrap(), Some(u64::MAX));
-    mark_complete(&device, &mapper()).unwrap();
+    mark_complete(&device, &mapper(), Lifecycle::Persistent).unwrap();
     assert_eq!(zeroed(&device).unwrap(), Some(u64::MAX));
     note_zeroed(&device, None).unwrap();
     note_zeroed(&device, None).unwrap();

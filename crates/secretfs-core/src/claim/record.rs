@@ -26,11 +26,13 @@ pub struct Record {
 }
 
 /// The machine that a claim is looked at on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Host {
     /// Its machine-id(5).
     pub machine_id: String,
     /// The EC2 instance it is, if the firmware tells.
+    #[serde(default)]
     pub instance_id: Option<String>,
 }
 
@@ -102,7 +104,9 @@ pub fn compare(record: Option<&Record>, present: Present<'_>) -> Standing {
     let blank = *present.contents == Contents::Blank;
     match (record.lifecycle, present.lifecycle) {
         (Lifecycle::Persistent, Lifecycle::Persistent) => match (present.contents, present.luks_uuid) {
-            (Contents::Blank, _) => return Standing::HeaderGone { luks_uuid: record.luks_uuid.clone() },
+            (Contents::Blank | Contents::Begun, _) => {
+                return Standing::HeaderGone { luks_uuid: record.luks_uuid.clone() };
+            }
             (Contents::Luks { .. }, Some(now)) if now != record.luks_uuid => {
                 return Standing::OtherHeader { was: record.luks_uuid.clone(), now: now.to_owned() };
             }

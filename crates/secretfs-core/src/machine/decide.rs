@@ -8,6 +8,8 @@ use crate::config::{FilesystemType, Lifecycle};
 pub enum Contents {
     /// No signature, and nothing but zeros wherever it was read.
     Blank,
+    /// What an interrupted format of ours left that had not come as far as a header.
+    Begun,
     /// A LUKS header.
     Luks {
         /// Whether secretfs made it, by its subsystem label.
@@ -59,7 +61,7 @@ pub fn decide_opening(
 ) -> Result<Opening, Failure> {
     match (lifecycle, contents) {
         (_, Contents::Luks { ours: true, unfinished: true }) if wipe_begun => Ok(Opening::Resume),
-        (_, Contents::Blank | Contents::Luks { ours: true, unfinished: true }) => Ok(Opening::Format),
+        (_, Contents::Blank | Contents::Begun | Contents::Luks { ours: true, unfinished: true }) => Ok(Opening::Format),
         (Lifecycle::Persistent, Contents::Luks { .. }) => Ok(Opening::Unlock),
         (Lifecycle::Ephemeral, Contents::Luks { ours: true, .. }) if formatted_this_boot => Ok(Opening::Unlock),
         (Lifecycle::Ephemeral, Contents::Luks { ours: true, .. }) => Ok(Opening::Format),
@@ -82,7 +84,7 @@ pub(super) fn check_filesystem(filesystem: FilesystemType, contents: &Contents) 
         // ext3 is what the shell recipe's `mke2fs -j` made; the kernel's ext4 mounts it as it is.
         Contents::Signature(kind) if kind == "ext3" && filesystem == FilesystemType::Ext4 => return Ok(()),
         Contents::Signature(kind) => kind.as_str(),
-        Contents::Blank => "nothing",
+        Contents::Blank | Contents::Begun => "nothing",
         Contents::Luks { .. } => "another LUKS header",
         Contents::Unknown { .. } => "data without a signature",
     };

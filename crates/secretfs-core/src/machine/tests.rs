@@ -99,6 +99,20 @@ fn a_formatted_volume_comes_up() {
 }
 
 #[test]
+fn what_systemd_may_have_mounted_already_is_unmounted() {
+    let stop = [Event::StopRequested, ext4(false), Event::Done(Step::Unmount), Event::Done(Step::Close)];
+    let wanted = [Action::Abandon, Action::Run(Step::Unmount), Action::Run(Step::Close), Action::Run(Step::Detach)];
+    let mut machine = persistent();
+    drive(&mut machine, up().into_iter().take(6));
+    assert_eq!(drive(&mut machine, stop.clone())[2..], wanted);
+    // The same for one that is found open.
+    let mut machine = persistent();
+    let found = [Event::Surveyed { mapping: Link::Ours, mount: Link::Absent }, Event::Done(Step::Guard)];
+    drive(&mut machine, [Event::Begin].into_iter().chain(found));
+    assert_eq!(drive(&mut machine, stop)[2..], wanted);
+}
+
+#[test]
 fn an_owner_is_set_on_what_is_mounted_and_before_it_is_verified() {
     let mut machine = Machine::new(&volume_with("persistent", "filesystem = { owner = \"postgres\" }\n"), 1);
     let mut events = up();
@@ -367,6 +381,7 @@ fn openings() {
     };
     for lifecycle in [Ephemeral, Persistent] {
         assert_eq!(opened(lifecycle, Contents::Blank, false), Ok(Opening::Format));
+        assert_eq!(opened(lifecycle, Contents::Begun, false), Ok(Opening::Format));
         assert_eq!(opened(lifecycle, luks(true, true), true), Ok(Opening::Format));
         let foreign = Contents::Signature("xfs".to_owned());
         assert_eq!(opened(lifecycle, foreign, false), Err(Cause::ForeignSignature));
