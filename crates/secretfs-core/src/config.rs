@@ -204,37 +204,88 @@ impl fmt::Display for Backing {
     }
 }
 
+/// The bytes that a configuration file may have. None comes near it; a larger one is a mistake, and reading it would hold
+/// up the boot.
+pub const FILE_MAX: usize = 1 << 20;
+
+/// What was found below `/etc`.
+#[derive(Debug, Default)]
+struct Gathered {
+    sources: Vec<Source>,
+    /// What can't be read as it should be, as far as it can.
+    damaged: Vec<(Source, ConfigError)>,
+    errors: Vec<ConfigError>,
+}
+
 /// Gathers the configuration files: [`CONFIG_FILE`], if it is there, then the `*.toml` of [`CONFIG_DIR`] by name.
-///
-/// `list` gives the names in a directory and `read` the text of a file. A file that can't be read is an error; a file
-/// or directory that is not there is none.
-pub fn gather(
+fn gather(
     list: impl FnOnce(&str) -> io::Result<Vec<String>>,
-    mut read: impl FnMut(&str) -> io::Result<String>,
-) -> (Vec<Source>, Vec<ConfigError>) {
+    mut read: impl FnMut(&str) -> io::Result<Vec<u8>>,
+) -> Gathered {
     let absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-    let mut errors = Vec::new();
+    let mut gathered = Gathered::default();
     let mut names = list(CONFIG_DIR).unwrap_or_else(|error| {
         if !absent(&error) {
-            errors.push(ConfigError::unreadable(CONFIG_DIR, &error));
+            gathered.errors.push(ConfigError::unreadable(CONFIG_DIR, &error));
         }
         Vec::new()
     });
     names.retain(|name| name.strip_suffix(".toml").is_some_and(|stem| !stem.is_empty() && !stem.starts_with('.')));
     names.sort();
-    let mut sources = Vec::new();
     for path in [CONFIG_FILE.to_owned()].into_iter().chain(names.iter().map(|name| format!("{CONFIG_DIR}/{name}"))) {
-        match read(&path) {
-            Ok(text) => sources.push(Source { path, text }),
+        let (text, error) = match read(&path) {
+            Ok(bytes) if bytes.len() > FILE_MAX => {
+                let error = io::Error::other("it is larger than 1 MiB");
+                (String::from_utf8_lossy(&bytes[..FILE_MAX]).into_owned(), error)
+            }
+            Ok(bytes) => match String::from_utf8(bytes) {
+                Ok(text) => {
+                    gathered.sources.push(Source { path, text });
+                    continue;
+                }
+                Err(error) => {
+                    let fault = io::Error::other(error.utf8_error());
+                    (String::from_utf8_lossy(error.as_bytes()).into_owned(), fault)
+                }
+            },
             // What is listed and yet not there is a link that leads nowhere, and says nothing to nobody.
-            Err(error) if absent(&error) && path == CONFIG_FILE => {}
-            Err(error) => errors.push(ConfigError::unreadable(&path, &error)),
-        }
+            Err(error) if absent(&error) && path == CONFIG_FILE => continue,
+            Err(error) => (String::new(), error),
+        };
+        let error = ConfigError::unreadable(&path, &error);
+        gathered.damaged.push((Source { path, text }, error));
     }
-    (sources, errors)
+    gathered
 }
 
 impl Config {
+    /// Reads the configuration files, of which `list` gives the names in a directory and `read` the bytes, more than
+    /// [`FILE_MAX`] for one that is too large.
+    ///
+    /// A file that can't be read is an error, and a stand-in keeps from running what it names; a file or directory that is
+    /// not there is none.
+    pub fn read(
+        list: impl FnOnce(&str) -> io::Result<Vec<String>>,
+        read: impl FnMut(&str) -> io::Result<Vec<u8>>,
+    ) -> Self {
+        let Gathered { sources, damaged, errors } = gather(list, read);
+        let mut config = Self::parse(&sources);
+        config.errors.splice(..0, errors);
+        for (source, error) in damaged {
+            config.stand_in(salvage::file(&source, error));
+        }
+        config
+    }
+
+    /// Refuses what has no name of its own, unless its name is taken.
+    fn stand_in(&mut self, (name, refused): (VolumeName, Refused)) {
+        if self.volumes.contains_key(&name) || self.refused.contains_key(&name) {
+            self.errors.extend(refused.errors);
+        } else {
+            self.refused.insert(name, refused);
+        }
+    }
+
     /// Reads configuration files in their order.
     ///
     /// Never fails as a whole: what is wrong with a volume refuses that volume, and what is wrong elsewhere is listed
@@ -246,12 +297,8 @@ impl Config {
         for source in sources {
             parse_file(source, &mut config, &mut unnamed);
         }
-        for (name, refused) in unnamed {
-            if config.volumes.contains_key(&name) || config.refused.contains_key(&name) {
-                config.errors.extend(refused.errors);
-            } else {
-                config.refused.insert(name, refused);
-            }
+        for refused in unnamed {
+            config.stand_in(refused);
         }
         relations::check(&mut config);
         config
@@ -284,7 +331,11 @@ fn parse_file(source: &Source, config: &mut Config, unnamed: &mut Vec<(VolumeNam
                 Err(error) => config.errors.push(error),
             },
             "volume" => parse_volumes(source, value, syntax_error.as_ref(), config, unnamed),
-            other => config.errors.push(ConfigError::unknown_key(source, other, key.span(), &["aws", "volume"])),
+            other => {
+                let error = ConfigError::unknown_key(source, other, key.span(), &["aws", "volume"]);
+                unnamed.extend(salvage::misplaced(source, other, &value, &error));
+                config.errors.push(error);
+            }
         }
     }
     unnamed.extend(syntax_error.map(|error| salvage::file(source, error)));
@@ -298,10 +349,12 @@ fn parse_volumes(
     unnamed: &mut Vec<(VolumeName, Refused)>,
 ) {
     let span = value.span();
-    let DeValue::Table(volumes) = value.into_inner() else {
-        config.errors.push(not_a_table(source, "volume", span));
-        return;
-    };
+    if !matches!(value.get_ref(), DeValue::Table(_)) {
+        let error = not_a_table(source, "volume", span.clone());
+        unnamed.extend(salvage::misplaced(source, "volume", &value, &error));
+        config.errors.push(error);
+    }
+    let DeValue::Table(volumes) = value.into_inner() else { return };
     for (key, value) in volumes {
         let at = format!("volume.{}", key.get_ref());
         let name = match VolumeName::new(key.get_ref()) {

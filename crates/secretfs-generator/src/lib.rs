@@ -9,14 +9,11 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
-use secretfs_core::config::{Config, ConfigError, gather};
+use secretfs_core::config::{Config, ConfigError, FILE_MAX};
 use secretfs_core::units;
 
 pub use self::kmsg::{LINE_MAX, Priority, record};
 pub use self::write::{WriteError, write_plan};
-
-/// No configuration comes near this; a larger file is a mistake, and reading it would hold up the boot.
-const FILE_MAX: u64 = 1 << 20;
 
 /// What a run has to say. Nothing in it means that all is well.
 #[derive(Debug, Default)]
@@ -42,25 +39,19 @@ pub fn generate(root: &Path, out: &Path) -> Report {
 /// Reads the configuration below `root`. What can't be read is among its errors.
 pub fn read_config(root: &Path) -> Config {
     let below = |path: &str| root.join(path.trim_start_matches('/'));
-    let (sources, unreadable) = gather(|path| list(&below(path)), |path| read(&below(path)));
-    let mut config = Config::parse(&sources);
-    config.errors.splice(..0, unreadable);
-    config
+    Config::read(|path| list(&below(path)), |path| read(&below(path)))
 }
 
 fn list(directory: &Path) -> io::Result<Vec<String>> {
     fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
 }
 
-fn read(path: &Path) -> io::Result<String> {
+fn read(path: &Path) -> io::Result<Vec<u8>> {
     // Looked at before it is opened: a FIFO in this place would never open, and the boot would stand.
     if !fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
-    let mut text = String::new();
-    let length = File::open(path)?.take(FILE_MAX + 1).read_to_string(&mut text)?;
-    if length as u64 > FILE_MAX {
-        return Err(io::Error::other("it is larger than 1 MiB"));
-    }
-    Ok(text)
+    let mut bytes = Vec::new();
+    File::open(path)?.take(FILE_MAX as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }

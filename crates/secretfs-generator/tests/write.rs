@@ -80,7 +80,7 @@ fn what_can_not_be_read_is_said() {
         [
             "/etc/secretfs.toml.d/10-directory.toml:1:1: cannot be read: it is not a regular file",
             "/etc/secretfs.toml.d/20-dangling.toml:1:1: cannot be read: No such file or directory (os error 2)",
-            "/etc/secretfs.toml.d/30-binary.toml:1:1: cannot be read: stream did not contain valid UTF-8",
+            "/etc/secretfs.toml.d/30-binary.toml:1:1: cannot be read: invalid utf-8 sequence of 1 bytes from index 0",
             "/etc/secretfs.toml.d/40-huge.toml:1:1: cannot be read: it is larger than 1 MiB",
         ]
     );

@@ -3,7 +3,7 @@
 use std::fs;
 
 use secretfs_core::cause::{Cause, Failure};
-use secretfs_core::config::{Aws, Config, ConfigError, Volume, gather};
+use secretfs_core::config::{Aws, Config, ConfigError, Volume};
 use secretfs_core::name::VolumeName;
 use secretfs_core::paths::CONFIG_FILE;
 
@@ -13,10 +13,7 @@ pub fn read(name: &VolumeName) -> Result<(Volume, Aws), Failure> {
         let names = fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
         names.collect()
     };
-    let (sources, unreadable) = gather(list, |path| fs::read_to_string(path));
-    let mut config = Config::parse(&sources);
-    config.errors.splice(0..0, unreadable);
-    pick(config, name)
+    pick(Config::read(list, |path| fs::read(path)), name)
 }
 
 fn pick(mut config: Config, name: &VolumeName) -> Result<(Volume, Aws), Failure> {

@@ -8,6 +8,8 @@ use crate::name::{MountPoint, UnitName, VolumeName};
 
 /// Reads what of a volume its dependents need to know, however wrong the rest is.
 pub(super) fn volume(source: &Source, name: &VolumeName, value: &Spanned<DeValue<'_>>) -> Refused {
+    // With `[[volume.NAME]]` it is a list of tables.
+    let value = value.get_ref().as_array().and_then(|tables| tables.iter().next()).unwrap_or(value);
     let field = |name: &str| value.get_ref().get(name).map(Spanned::get_ref);
     let kind =
         field("filesystem").and_then(|filesystem| filesystem.get("type")).and_then(|kind| kind.get_ref().as_str());
@@ -23,7 +25,37 @@ pub(super) fn volume(source: &Source, name: &VolumeName, value: &Spanned<DeValue
     Refused { source_path: source.path.clone(), target, consumers, auto, errors: Vec::new() }
 }
 
-/// Makes one stand-in for all that a file with a syntax error may have said.
+/// Makes a stand-in for each volume that seems to be meant by a top-level key that is none, or is no table of volumes.
+pub(super) fn misplaced(
+    source: &Source,
+    key: &str,
+    value: &Spanned<DeValue<'_>>,
+    error: &ConfigError,
+) -> Vec<(VolumeName, Refused)> {
+    let is_volume = |value: &Spanned<DeValue<'_>>| {
+        ["mount", "backing", "consumers"].iter().any(|field| value.get_ref().get(*field).is_some())
+    };
+    let mut found: Vec<(String, &Spanned<DeValue<'_>>)> = Vec::new();
+    match value.get_ref() {
+        DeValue::Table(_) if is_volume(value) => found.push((key.to_owned(), value)),
+        DeValue::Table(tables) => {
+            found.extend(tables.iter().map(|(name, value)| (name.get_ref().clone().into_owned(), value)));
+        }
+        DeValue::Array(tables) => {
+            found.extend(tables.iter().enumerate().map(|(index, value)| (format!("{key}-{}", index + 1), value)));
+        }
+        _ => {}
+    }
+    found.retain(|(_, value)| is_volume(value));
+    let refuse = |(name, value): (String, &Spanned<DeValue<'_>>)| {
+        let name = VolumeName::new(&name).unwrap_or_else(|_| VolumeName::stand_in(&name));
+        let refused = volume(source, &name, value);
+        (name, Refused { errors: vec![error.clone()], ..refused })
+    };
+    found.into_iter().map(refuse).collect()
+}
+
+/// Makes one stand-in for all that a file may have said that is no TOML.
 ///
 /// What the parser made of it can't be trusted to have every consumer, so every unit that the text names outside of
 /// comments counts as one.

@@ -26,6 +26,10 @@ fn parse(texts: &[&str]) -> Config {
     Config::parse(&sources)
 }
 
+fn parse_as(path: &str, text: &str) -> Config {
+    Config::parse(&[Source { path: path.to_owned(), text: text.to_owned() }])
+}
+
 fn volume(name: &str, mount: &str, backing: &str) -> String {
     format!(
         "[volume.{name}]\nmount = \"{mount}\"\nbacking = {backing}\nkey = {{ source = \"s3+kms\", bucket = \"b\", object = \"o\", kms-key = \"k\" }}\n"
@@ -121,6 +125,47 @@ fn consumers_behind_a_syntax_error_are_kept_from_running() {
 }
 
 #[test]
+fn consumers_in_a_file_that_is_no_text_are_kept_from_running() {
+    let read = |bytes: Vec<u8>| {
+        Config::read(
+            |_| Ok(Vec::new()),
+            |path| {
+                assert_eq!(path, CONFIG_FILE);
+                Ok(bytes.clone())
+            },
+        )
+    };
+    let good = GOOD.as_bytes();
+    assert_eq!(read(good.to_vec()), parse_as(CONFIG_FILE, GOOD));
+    for bytes in [[good, b"# \xff"].concat(), [good, &vec![b'#'; FILE_MAX]].concat()] {
+        let config = read(bytes);
+        assert_eq!(refused(&config), ["refused-secretfs.toml"]);
+        let stand_in = config.refused.values().next().unwrap();
+        assert_eq!(stand_in.consumers, [UnitName::new("postgresql.service").unwrap()]);
+        assert!(stand_in.errors[0].message.starts_with("cannot be read"), "{:?}", stand_in.errors);
+    }
+}
+
+#[test]
+fn a_volume_under_a_wrong_key_is_refused_and_not_forgotten() {
+    let table = "mount = \"/mnt/a\"\nconsumers = [\"a.service\"]\n";
+    for (header, name) in [
+        ("[volumes.a]", "a"),
+        ("[a]", "a"),
+        ("[[volume]]", "volume-1"),
+        ("[[volume.a]]", "a"),
+        ("[\"volume.a\"]", "volume.a"),
+    ] {
+        let config = parse(&[&format!("{header}\n{table}")]);
+        assert_eq!(refused(&config), [name], "{header}");
+        let stand_in = config.refused.values().next().unwrap();
+        assert_eq!(stand_in.target, Some(Target::Mount(MountPoint::new("/mnt/a").unwrap())), "{header}");
+        assert_eq!(stand_in.consumers, [UnitName::new("a.service").unwrap()], "{header}");
+    }
+    assert!(parse(&["[unknown]\nregion = \"a\"\n"]).refused.is_empty());
+}
+
+#[test]
 fn a_volume_that_cannot_be_named_has_a_stand_in() {
     let text = volume("\"my volume\"", "/mnt/a", &file("/srv/1")) + "consumers = [\"a.service\"]\n";
     let config = parse(&[&text]);
@@ -213,14 +258,14 @@ fn files_are_gathered_in_order() {
     let read = |path: &str| match path {
         "/etc/secretfs.toml" => Err(io::Error::from(io::ErrorKind::NotFound)),
         "/etc/secretfs.toml.d/20.toml" => Err(io::Error::from(io::ErrorKind::PermissionDenied)),
-        other => Ok(other.to_owned()),
+        other => Ok(other.as_bytes().to_owned()),
     };
     let list = |_: &str| Ok(["30.toml", "20.toml", "10.toml", "10.toml~", ".11.toml"].map(str::to_owned).to_vec());
-    let (sources, errors) = gather(list, read);
+    let Gathered { sources, damaged, .. } = gather(list, read);
     let paths: Vec<&str> = sources.iter().map(|source| source.path.as_str()).collect();
     assert_eq!(paths, ["/etc/secretfs.toml.d/10.toml", "/etc/secretfs.toml.d/30.toml"]);
-    assert_eq!(errors.len(), 1);
-    assert_eq!(errors[0].to_string(), "/etc/secretfs.toml.d/20.toml:1:1: cannot be read: permission denied");
+    assert_eq!(damaged.len(), 1);
+    assert_eq!(damaged[0].1.to_string(), "/etc/secretfs.toml.d/20.toml:1:1: cannot be read: permission denied");
 }
 
 proptest::proptest! {
