@@ -23,7 +23,7 @@ pub enum Command {
     /// Show volumes: state, mount or swap space, mapping, cipher, backing, key source, usage
     ///
     /// The exit status is 0 when every shown volume is ready, 3 when one is not, 4 when there is no such volume. What
-    /// needs root to be read (the mapping's table) is left out for other users.
+    /// needs root to be read (the mapping's table, how far a volume is zeroed) is left out for other users.
     Status {
         /// Show only this volume
         name: Option<String>,

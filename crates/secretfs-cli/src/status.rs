@@ -14,7 +14,7 @@ use std::time::SystemTime;
 use secretfs_core::progress::Progress;
 use serde::Serialize;
 
-/// Every shown volume is ready, as `systemctl status` has it.
+/// A shown volume is not ready; the number is that of `systemctl status`.
 const NOT_READY: u8 = 3;
 
 /// One volume, as `--json` prints it. What could not be read or does not apply is null.
@@ -22,7 +22,7 @@ const NOT_READY: u8 = 3;
 #[serde(rename_all = "kebab-case")]
 pub struct Report {
     name: String,
-    /// `ready`, `starting`, `stopping`, `stopped`, `failed` or `refused`.
+    /// `ready`, `starting`, `stopping`, `stopped`, `failed`, `refused` or `unknown`.
     state: &'static str,
     /// The service's own words.
     status: Option<String>,

@@ -221,10 +221,18 @@ fn service_drop_in(volume: &Volume) -> UnitFile {
             service.push(
                 Entry::new("DeviceAllow", Value::DeviceAccess(path.clone(), "rw")).because("The backing device."),
             );
+            service
+                .extend(disk_access("Disks of every kind: systemd passes over a device that comes after the service."));
         }
         Backing::Match { layout, .. } => {
             unit.extend(mounts_for(None));
-            service.extend(disk_access(*layout));
+            service.extend(disk_access("Disks of every kind: which of them match shows only when they are there."));
+            if *layout != Layout::Single {
+                service.push(
+                    Entry::new("RuntimeDirectory", Value::Paths(vec!["lvm".to_owned(), "lock/lvm".to_owned()]))
+                        .because("LVM's own, with its locks; all of LVM meets there."),
+                );
+            }
         }
     }
     UnitFile {
@@ -234,18 +242,12 @@ fn service_drop_in(volume: &Volume) -> UnitFile {
 }
 
 /// Access to disks that are known only when they are there.
-fn disk_access(layout: Layout) -> Vec<Entry> {
+fn disk_access(reason: &'static str) -> Vec<Entry> {
     let mut entries: Vec<Entry> = DISK_CLASSES
         .iter()
         .map(|class| Entry::new("DeviceAllow", Value::DeviceAccess((*class).to_owned(), "rw")))
         .collect();
-    entries[0].reason = Some("Disks of every kind: which of them match shows only when they are there.");
-    if layout != Layout::Single {
-        entries.push(
-            Entry::new("RuntimeDirectory", Value::Paths(vec!["lvm".to_owned(), "lock/lvm".to_owned()]))
-                .because("LVM's own, with its locks; all of LVM meets there."),
-        );
-    }
+    entries[0].reason = Some(reason);
     entries
 }
 

@@ -128,6 +128,9 @@ impl Manager {
     }
 
     /// Stops `unit` and waits for the job to end. A unit that is not loaded is stopped already.
+    ///
+    /// What depends on it and runs is stopped before. What is to be started again, as in a restart of the volume's service,
+    /// goes on waiting.
     pub async fn stop_unit(&self, unit: &UnitName, limit: Duration) -> Result<JobResult, ManagerError> {
         let mut patience = Patience::of(&self.reach);
         let outcome = timeout(limit, self.run_job(Verb::Stop, unit, &mut patience)).await;
@@ -218,7 +221,7 @@ impl Manager {
         patience.connected();
         let mut removals = Signals::of_removed_jobs(&connection).await?;
         let mine = if let Some(job) = job {
-            if let Some(result) = verdict(verb, &standing(&connection, unit).await?, job) {
+            if let Some(result) = verdict(verb, &standing(&connection, unit.as_str()).await?, job) {
                 return Ok(result);
             }
             job.clone()
@@ -226,7 +229,7 @@ impl Manager {
             let manager = ManagerProxy::new(&connection).await?;
             let answer = match verb {
                 Verb::Start => manager.start_unit(unit.as_str(), "replace").await,
-                Verb::Stop => manager.stop_unit(unit.as_str(), "replace").await,
+                Verb::Stop => manager.stop_unit(unit.as_str(), stop_mode(&connection, unit).await?).await,
                 Verb::Reload => manager.reload_unit(unit.as_str(), "fail").await,
             };
             match answer {
@@ -239,7 +242,7 @@ impl Manager {
             if let Ok(word) = timeout(LOOK_AGAIN, removals.result_of(&mine)).await {
                 return Ok(JobResult::parse(&word?));
             }
-            if let Some(result) = verdict(verb, &standing(&connection, unit).await?, &mine) {
+            if let Some(result) = verdict(verb, &standing(&connection, unit.as_str()).await?, &mine) {
                 let heard = timeout(SIGNAL_GRACE, removals.result_of(&mine)).await;
                 return Ok(heard.ok().and_then(Result::ok).map_or(result, |word| JobResult::parse(&word)));
             }
@@ -271,7 +274,7 @@ impl Manager {
 
     async fn cancel_start_once(&self, unit: &UnitName) -> zbus::Result<bool> {
         let connection = self.connect().await?;
-        let Some(path) = standing(&connection, unit).await?.job else { return Ok(false) };
+        let Some(path) = standing(&connection, unit.as_str()).await?.job else { return Ok(false) };
         let job = JobProxy::builder(&connection).path(path).build().await?;
         let canceled = async {
             if job.job_type().await? != "start" {
@@ -357,17 +360,39 @@ struct Standing {
     job: Option<OwnedObjectPath>,
 }
 
-/// Asks for the unit's state and pending job; a unit that is not loaded is inactive.
-async fn standing(connection: &Connection, unit: &UnitName) -> zbus::Result<Standing> {
-    let manager = ManagerProxy::new(connection).await?;
-    let path = match manager.get_unit(unit.as_str()).await {
-        Ok(path) => path,
-        Err(error) if wire::is_no_such_unit(&error) => {
-            return Ok(Standing { active_state: "inactive".to_owned(), job: None });
+/// The mode of a stop (`StopUnit` of org.freedesktop.systemd1(5)).
+///
+/// With `replace` everything that requires the unit is stopped too, and its start cancelled, if one is queued. Where nothing
+/// of that runs, only a start is to be lost: one of a bound unit may wait, since systemd looks once more whether what it is
+/// bound to is there before it starts it. One of a unit that just requires this may not.
+async fn stop_mode(connection: &Connection, unit: &UnitName) -> zbus::Result<&'static str> {
+    let Some(unit) = loaded(connection, unit.as_str()).await? else { return Ok("replace") };
+    for (dependents, may_wait) in [(unit.required_by().await?, false), (unit.bound_by().await?, true)] {
+        for dependent in dependents {
+            let Standing { active_state, job } = standing(connection, &dependent).await?;
+            if !["inactive", "failed"].contains(&active_state.as_str()) || (job.is_some() && !may_wait) {
+                return Ok("replace");
+            }
         }
-        Err(error) => return Err(error),
+    }
+    Ok("ignore-dependencies")
+}
+
+/// The unit, unless it is not loaded.
+async fn loaded<'a>(connection: &Connection, unit: &str) -> zbus::Result<Option<UnitProxy<'a>>> {
+    let manager = ManagerProxy::new(connection).await?;
+    match manager.get_unit(unit).await {
+        Ok(path) => UnitProxy::builder(connection).path(path).build().await.map(Some),
+        Err(error) if wire::is_no_such_unit(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Asks for the unit's state and pending job; a unit that is not loaded is inactive.
+async fn standing(connection: &Connection, unit: &str) -> zbus::Result<Standing> {
+    let Some(unit) = loaded(connection, unit).await? else {
+        return Ok(Standing { active_state: "inactive".to_owned(), job: None });
     };
-    let unit = UnitProxy::builder(connection).path(path).build().await?;
     let (id, path) = unit.job().await?;
     Ok(Standing { active_state: unit.active_state().await?, job: (id != 0).then_some(path) })
 }

@@ -54,6 +54,8 @@ struct State {
     /// What was asked, in turn.
     asked: Vec<String>,
     connections: u32,
+    required_by: &'static [&'static str],
+    bound_by: &'static [&'static str],
     /// The units that appear a little after each connection.
     appear: &'static [&'static str],
 }
@@ -197,6 +199,16 @@ impl FakeUnit {
     }
 
     #[zbus(property)]
+    fn required_by(&self) -> &'static [&'static str] {
+        self.0.lock().unwrap().required_by
+    }
+
+    #[zbus(property)]
+    fn bound_by(&self) -> &'static [&'static str] {
+        self.0.lock().unwrap().bound_by
+    }
+
+    #[zbus(property)]
     fn sub_state(&self) -> &'static str {
         "mounted"
     }
@@ -253,7 +265,16 @@ impl Fake {
     fn new(name: &str, active: &'static str, job: Option<&'static str>, plays: &[Play]) -> Self {
         let directory = std::env::temp_dir().join(format!("secretfs-manager-{}-{name}", std::process::id()));
         std::fs::create_dir(&directory).unwrap();
-        let state = State { plays: plays.to_vec(), active, job, asked: Vec::new(), connections: 0, appear: &[] };
+        let state = State {
+            plays: plays.to_vec(),
+            active,
+            job,
+            asked: Vec::new(),
+            connections: 0,
+            required_by: &["absent.service"],
+            bound_by: &["mnt-secretfs.mount"],
+            appear: &[],
+        };
         let fake = Self { directory, state: Arc::new(Mutex::new(state)) };
         let listener = UnixListener::bind(fake.socket()).unwrap();
         tokio::spawn(serve(listener, fake.state.clone()));
@@ -434,13 +455,29 @@ async fn stopping() {
     assert_eq!(
         fake.asked(),
         [
+            "get mnt-secretfs.mount",
+            "get absent.service",
+            "get mnt-secretfs.mount",
             "stop mnt-secretfs.mount replace",
+            "get absent.mount",
             "stop absent.mount replace",
             "stop mnt-secretfs.mount replace",
             "stop mnt-secretfs.mount replace",
             "stop absent.mount replace",
         ]
     );
+}
+
+/// A start of what is bound to the unit waits on; one of what just requires it would not notice that it is gone.
+#[tokio::test]
+async fn stopping_what_nobody_uses() {
+    let fake = Fake::new("stop-alone", "inactive", Some(OTHER_JOB), &[Play::AtOnce("done"), Play::AtOnce("done")]);
+    let stop = "stop mnt-secretfs.mount ignore-dependencies".to_owned();
+    assert_eq!(fake.manager().stop_unit(&mount(), LIMIT).await.unwrap(), JobResult::Done);
+    assert_eq!(fake.asked().last(), Some(&stop));
+    fake.state.lock().unwrap().required_by = &["mnt-secretfs.mount"];
+    assert_eq!(fake.manager().stop_unit(&mount(), LIMIT).await.unwrap(), JobResult::Done);
+    assert_eq!(fake.asked().last().map(String::as_str), Some("stop mnt-secretfs.mount replace"));
 }
 
 #[tokio::test]

@@ -18,6 +18,28 @@ pub(super) fn named_in_configuration(rig: &mut Rig) -> Result<()> {
     starts_after_and_stops_before(rig, &volume, "")
 }
 
+/// As an administrator restarts the service after a change, or needrestart(1) after an update of a library.
+pub(super) fn restarted_with_the_volume(rig: &mut Rig) -> Result<()> {
+    let volume = Volume { extra: r#"consumers = ["rig-named.service"]"#.into(), ..Volume::scratch() };
+    rig.configure(&[&volume])?;
+    rig.add_consumer("rig-app.service", "/mnt/secretfs", REQUIRES)?;
+    rig.add_consumer("rig-named.service", "/mnt/secretfs", "")?;
+    let units = ["rig-app.service", "rig-named.service"];
+    let started = |rig: &Rig| -> Result<Vec<u64>> {
+        units.iter().map(|unit| rig.number(unit, "ExecMainStartTimestampMonotonic")).collect()
+    };
+    rig.vm.ok("systemctl start rig-app rig-named")?;
+    let before = started(rig)?;
+    rig.vm.ok("systemctl restart secretfs@scratch")?;
+    volume.check_up(rig)?;
+    for unit in units {
+        rig.wait_active(unit)?;
+    }
+    let after = started(rig)?;
+    ensure!(before.iter().zip(&after).all(|(before, after)| before < after), "{units:?}: {before:?}, then {after:?}");
+    rig.check_quiet_journal()
+}
+
 /// The consumer pulls the volume in, runs only on it, and is stopped before it although it is slow and holds a file.
 fn starts_after_and_stops_before(rig: &Rig, volume: &Volume, dependencies: &str) -> Result<()> {
     rig.configure(&[volume])?;

@@ -233,6 +233,37 @@ pub(super) fn persistent_came_back_blank(rig: &mut Rig) -> Result<()> {
     volume.check_up(rig)
 }
 
+/// What the header says counts, whatever this machine remembers.
+pub(super) fn persistent_named_ephemeral(rig: &mut Rig) -> Result<()> {
+    let (kept, volume) = (over_one("persistent"), over_one("ephemeral"));
+    rig.configure(&[&kept])?;
+    rig.vm.ok("systemctl start secretfs@data && echo kept > /mnt/data/marker && sync /mnt/data/marker")?;
+    rig.configure(&[&volume])?;
+    // The daemon that takes it over reads the new configuration.
+    let started = rig.number("secretfs@data.service", "ExecMainStartTimestampMonotonic")?;
+    rig.vm.ok("systemctl kill --signal=KILL secretfs@data")?;
+    let is_new =
+        format!("test $(systemctl show --value --property ExecMainStartTimestampMonotonic secretfs@data) != {started}");
+    rig.vm.wait_until("the daemon is a new one", &is_new, UP_LIMIT)?;
+    rig.wait_active("secretfs@data.service")?;
+    volume.check_up(rig)?;
+    rig.vm.ok("systemctl stop secretfs@data")?;
+
+    for cause in ["claim-changed", "foreign-signature"] {
+        let before = sums(rig)?;
+        let plan = rig.vm.fails("secretfs plan data")?;
+        ensure!(plan.contains("refuse to touch") && plan.contains(cause), "the plan is: {plan}");
+        rig.vm.fails("systemctl start secretfs@data")?;
+        rig.check_failed("secretfs@data.service", cause)?;
+        volume.check_gone(rig)?;
+        ensure!(sums(rig)? == before, "the disk was written to");
+        rig.vm.ok("rm -f /var/lib/secretfs/data.claim.json; systemctl reset-failed")?;
+    }
+    rig.check_said("secretfs@data.service", &["persistent volume secretfs-data"])?;
+    rig.configure(&[&kept])?;
+    rig.vm.ok("systemctl start secretfs@data && grep kept /mnt/data/marker").map(|_| ())
+}
+
 /// The instance was stopped and started: its instance stores are other disks now, and blank.
 pub(super) fn ephemeral_came_back_blank(rig: &mut Rig) -> Result<()> {
     let small = r#"{ match = { model = "QEMU NVMe*", max-size = "256MiB" }, layout = "striped" }"#;
@@ -293,6 +324,25 @@ pub(super) fn attached_late(rig: &mut Rig) -> Result<()> {
         "a disk that was attached during the longest wait: its key came {:.1} s after the kernel found it",
         fetched - found
     );
+    rig.vm.ok("systemctl stop secretfs@data")?;
+    volume.check_gone(rig)
+}
+
+/// systemd lets the service have a device by its path only if it is there when the service begins.
+pub(super) fn attached_late_by_path(rig: &mut Rig) -> Result<()> {
+    let path = format!("/dev/disk/by-id/nvme-QEMU_NVMe_Ctrl_{DISK_F}");
+    let volume = Volume::data(&path);
+    let unit = rig.vm.ok(&format!("systemd-escape --path --suffix=device {path}"))?;
+    let soon = "[Unit]\nJobRunningTimeoutSec=3s\n";
+    rig.vm.put_file(&format!("/run/systemd/system/{}.d/rig.conf", unit.trim()), soon)?;
+    rig.configure(&[&volume])?;
+    rig.vm.ok("systemctl start --no-block secretfs@data")?;
+    let waits = "systemctl show --property StatusText secretfs@data | grep backing-missing";
+    rig.vm.wait_until("the start waits", waits, UP_LIMIT)?;
+    rig.vm.attach_nvme(DISK_F)?;
+    rig.wait_active("secretfs@data.service")?;
+    volume.check_up(rig)?;
+    rig.same("secretfs@data.service", "NRestarts", "0")?;
     rig.vm.ok("systemctl stop secretfs@data")?;
     volume.check_gone(rig)
 }

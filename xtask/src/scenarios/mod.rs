@@ -58,6 +58,10 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "consumer with RequiresMountsFor= only", run: consumers::requires_mounts_for },
     Scenario { name: "consumer named in the configuration", run: consumers::named_in_configuration },
     Scenario {
+        name: "consumers are started again when the volume is restarted",
+        run: consumers::restarted_with_the_volume,
+    },
+    Scenario {
         name: "at boot through the generator's links, ordered after the network, no ordering cycle in the journal",
         run: boot::at_boot,
     },
@@ -123,7 +127,15 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         name: "disks: a persistent volume's came back blank, or with another header: refused",
         run: disks::persistent_came_back_blank,
     },
+    Scenario {
+        name: "disks: what was persistent is not formatted for being configured as ephemeral",
+        run: disks::persistent_named_ephemeral,
+    },
     Scenario { name: "disks: one that is attached while the start waits is found at once", run: disks::attached_late },
+    Scenario {
+        name: "disks: one that is named by its path and attached while the start waits is opened",
+        run: disks::attached_late_by_path,
+    },
     Scenario {
         name: "disks: an ephemeral volume's came back new and blank: formatted and said",
         run: disks::ephemeral_came_back_blank,
