@@ -1,9 +1,10 @@
 /* Preloaded into the daemon in the guest, and by it into mkfs: crashes a volume at its Nth action.
  *
  * The daemon announces each action to systemd before it does it ("STATUS=…", "READY=1", "STOPPING=1"); its exit is the
- * last one. mkfs has no actions of that kind: its Nth fsync counts, once that has brought to the disk what was written.
+ * last one. What has no actions of that kind are the LUKS format and mkfs: their Nth fsync counts, once it has brought to the
+ * disk what was written.
  *
- * /run/secretfs/crash/VOLUME holds the order, "kill step N", "hang step N", "kill fsync N" or "hang fsync N". In its place
+ * /run/secretfs/crash/VOLUME holds the order, "kill KIND N" or "hang KIND N"; KIND is "step", "luks" or "mkfs". In its place
  * comes what was about to be done, so that the daemon which systemd starts next lives. Then the daemon is killed, or
  * stands still until the rig takes the machine's power away. */
 #define _GNU_SOURCE
@@ -19,7 +20,7 @@
 #define ORDERS "/run/secretfs/crash/"
 
 static const char *volume;
-static int in_mkfs;
+static int in_mkfs, in_format;
 static int passed;
 
 /* The daemon's last argument is its volume's name; mkfs is told. */
@@ -79,6 +80,8 @@ ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
             passed = 0;
         else if (begins(text, length, "STATUS=") || begins(text, length, "READY=1") || begins(text, length, "STOPPING=1"))
             crash_if_due("step", text, length);
+        if (begins(text, length, "STATUS="))
+            in_format = begins(text, length, "STATUS=Formatting ");
     }
     return real(fd, message, flags);
 }
@@ -96,7 +99,9 @@ int fsync(int fd)
     char text[64];
 
     if (in_mkfs)
-        crash_if_due("fsync", text, snprintf(text, sizeof text, "go on with mkfs after its fsync %d", passed + 1));
+        crash_if_due("mkfs", text, snprintf(text, sizeof text, "go on with mkfs after its fsync %d", passed + 1));
+    else if (in_format)
+        crash_if_due("luks", text, snprintf(text, sizeof text, "go on with the LUKS format after its fsync %d", passed + 1));
     return result;
 }
 

@@ -44,12 +44,13 @@ runs() { systemctl is-active --quiet "rig-app@$volume"; }
 is_down() { [ "$(systemctl show --value --property=ActiveState "$service")" = inactive ]; }
 
 report() {
-    local status mounted data=
+    local status mounted data= consumer=
     status=$(systemctl show --value --property=StatusText "$service")
     mounted=$(findmnt --noheadings --output SOURCE,FSTYPE --mountpoint "$mount")
     if [ -e "$mount/kept" ]; then data=$(sha256sum <"$mount/kept"); fi
-    printf '%s\t' "$volume" "$action" "$status" "$mounted"
-    echo "${data%% *}"
+    if [ -e "$mount/consumer" ]; then consumer=wrote; fi
+    printf '%s\t' "$volume" "$action" "$status" "$mounted" "${data%% *}"
+    echo "$consumer"
 }
 
 case $verb in

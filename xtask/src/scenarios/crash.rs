@@ -39,12 +39,16 @@ enum Before {
     Up,
 }
 
-const LIVES: [Life; 4] = [
-    Life { name: "format", before: Before::Blank, counts: "step", volumes: 16, at_least: 12 },
-    Life { name: "mkfs", before: Before::Blank, counts: "fsync", volumes: 5, at_least: 2 },
-    Life { name: "open", before: Before::Stopped, counts: "step", volumes: 13, at_least: 10 },
-    Life { name: "stop", before: Before::Up, counts: "step", volumes: 6, at_least: 4 },
+const LIVES: [Life; 5] = [
+    Life { name: "format", before: Before::Blank, counts: "step", volumes: 16, at_least: 15 },
+    Life { name: "luks", before: Before::Blank, counts: "luks", volumes: 20, at_least: 4 },
+    Life { name: "mkfs", before: Before::Blank, counts: "mkfs", volumes: 5, at_least: 4 },
+    Life { name: "open", before: Before::Stopped, counts: "step", volumes: 13, at_least: 12 },
+    Life { name: "stop", before: Before::Up, counts: "step", volumes: 6, at_least: 5 },
 ];
+
+/// What is announced before the first action after which a new volume may be mounted.
+const MOUNTING: &str = "STATUS=Mounting";
 
 /// What happens to one volume in the guest.
 const SCRIPT: &str = include_str!("../../rig/crash.sh");
@@ -53,11 +57,18 @@ const SCRIPT: &str = include_str!("../../rig/crash.sh");
 /// volume that is up looks at every change of the mounts.
 const AT_ONCE: usize = 5;
 
-/// A consumer of the volume that the unit is named after. It writes without asking whether anything is mounted.
+/// A consumer of the volume that the unit is named after. It writes without asking whether anything is mounted, and runs
+/// when that is on the disk.
 const CONSUMER: &str = "
 [Service]
-ExecStart=/bin/sh -c 'echo ran >/mnt/%i/consumer && exec sleep infinity'
+ExecStartPre=/bin/sh -c 'echo ran >/mnt/%i/consumer && sync /mnt/%i/consumer'
+ExecStart=/bin/sleep infinity
 ";
+
+/// From here on the page cache goes to the disk when somebody asks for that, and not by itself.
+const NO_WRITEBACK: &str = "sync
+sysctl --quiet vm.dirty_writeback_centisecs=0 vm.dirty_expire_centisecs=360000
+mount -o remount,commit=3600 /";
 
 /// One volume, and the action that it crashes at.
 struct Subject {
@@ -82,6 +93,8 @@ struct Report {
     mounted: String,
     /// Checksum of its data.
     data: String,
+    /// Whether what a consumer wrote is there.
+    consumer: bool,
 }
 
 /// By the volumes' names.
@@ -92,6 +105,13 @@ struct Seen {
     action: String,
     /// How the volume was up again afterwards.
     after: String,
+}
+
+/// What was seen of a volume's consumers while it hung.
+struct Dark {
+    /// Whether one ran, and so had written.
+    wrote: bool,
+    words: String,
 }
 
 pub(super) fn at_every_action(rig: &mut Rig) -> Result<()> {
@@ -155,8 +175,9 @@ fn kill(rig: &Rig, subjects: &[Subject], kept: &ByName<Report>) -> Result<ByName
 }
 
 /// Has each volume hang at its action, cuts the power, has all of them up, and stops them. Tells of their consumers, too.
-fn cut_power(rig: &mut Rig, subjects: &[Subject], kept: &ByName<Report>) -> Result<(ByName<Seen>, ByName<String>)> {
+fn cut_power(rig: &mut Rig, subjects: &[Subject], kept: &ByName<Report>) -> Result<(ByName<Seen>, ByName<Dark>)> {
     for_each(rig, subjects, "forget", |subject| subject.life.before == Before::Blank)?;
+    rig.vm.ok(NO_WRITEBACK)?;
     for_each(rig, subjects, "hang-start", |subject| subject.life.before != Before::Up)?;
     for_each(rig, subjects, "hang-stop", |subject| subject.life.before == Before::Up)?;
     let mut actions = BTreeMap::new();
@@ -171,6 +192,9 @@ fn cut_power(rig: &mut Rig, subjects: &[Subject], kept: &ByName<Report>) -> Resu
     rig.vm.boot()?;
     let after = reports(&for_each(rig, subjects, "recover", |_| true)?)?;
     check_gone(rig)?;
+    for (name, seen) in &consumers {
+        ensure!(!seen.wrote || after[name].consumer, "{name}: what its consumer wrote is lost");
+    }
     Ok((judge(subjects, actions, &after, kept)?, consumers))
 }
 
@@ -195,12 +219,13 @@ fn for_each(rig: &Rig, subjects: &[Subject], verb: &str, chosen: impl Fn(&Subjec
 /// Reads the lines that the script prints.
 fn reports(text: &str) -> Result<ByName<Report>> {
     let report = |line: &str| {
-        let [name, action, status, mounted, data] = line.split('\t').collect::<Vec<_>>()[..] else {
+        let [name, action, status, mounted, data, consumer] = line.split('\t').collect::<Vec<_>>()[..] else {
             bail!("this is no report: {line}");
         };
         let action = Some(action.to_owned()).filter(|action| !action.is_empty());
         let mounted = mounted.split_whitespace().collect::<Vec<_>>().join(" ");
-        Ok((name.to_owned(), Report { action, status: status.to_owned(), mounted, data: data.to_owned() }))
+        let (status, data) = (status.to_owned(), data.to_owned());
+        Ok((name.to_owned(), Report { action, status, mounted, data, consumer: consumer == "wrote" }))
     };
     text.lines().map(report).collect()
 }
@@ -243,13 +268,17 @@ fn judge(
 /// While the volumes hang: no consumer runs without its volume, and nothing of one is on the root file system.
 ///
 /// Gives what was seen, in words.
-fn check_dark(rig: &Rig, subjects: &[Subject], actions: &ByName<String>) -> Result<ByName<String>> {
+fn check_dark(rig: &Rig, subjects: &[Subject], actions: &ByName<String>) -> Result<ByName<Dark>> {
     let (apps, mounts) = (consumers(rig, subjects, "rig-app")?, consumers(rig, subjects, "rig-mount")?);
     let mounted = rig.vm.ok("findmnt --noheadings --list --output TARGET")?;
     let mounted: BTreeSet<&str> = mounted.lines().map(str::trim).collect();
     // The root file system without what is mounted on it; the name space ends with the command.
     let on_root = rig.vm.ok("unshare --mount sh -c 'mount --bind / /srv && find /srv/mnt -mindepth 2'")?;
     ensure!(on_root.is_empty(), "on the root file system, below the mount points:\n{on_root}");
+    let mounting = |subject: &&Subject| {
+        subject.life.name == "format" && actions.get(subject.name()).is_some_and(|action| action == MOUNTING)
+    };
+    let first_mounting = subjects.iter().find(mounting).context("no new volume hangs before it is mounted")?.number;
     let mut seen = BTreeMap::new();
     for (subject, (app, mount)) in subjects.iter().zip(apps.iter().zip(mounts)) {
         let name = subject.name();
@@ -268,17 +297,15 @@ fn check_dark(rig: &Rig, subjects: &[Subject], actions: &ByName<String>) -> Resu
         let is_mounted = mounted.contains(subject.volume.mount.as_str());
         ensure!(mount == wanted || is_mounted, "{name} hangs without a mount, and rig-mount@{name} is {mount}");
         // What a consumer writes before the format is finished would be formatted again.
-        let mounting = |other: &&Subject| {
-            other.life.name == subject.life.name
-                && actions.get(other.name()).is_some_and(|action| action == "STATUS=Mounting")
-        };
-        let first = subjects.iter().find(mounting).map_or(0, |other| other.number);
+        let wrote = mount == "running";
+        let is_whole = subject.life.name == "format" && subject.number > first_mounting;
         ensure!(
-            mount != "running" || subject.life.before != Before::Blank || subject.number > first,
-            "{name} hangs before it is mounted, and rig-mount@{name} is running"
+            !wrote || subject.life.before != Before::Blank || is_whole,
+            "{name} hangs before its format is finished, and rig-mount@{name} is running"
         );
-        let place = if mount == "running" { " on the mount" } else { "" };
-        seen.insert(name.to_owned(), format!("{app} | {mount}{place} | {} files", on_root.lines().count()));
+        let place = if wrote { " on the mount" } else { "" };
+        let words = format!("{app} | {mount}{place} | {} files", on_root.lines().count());
+        seen.insert(name.to_owned(), Dark { wrote, words });
     }
     Ok(seen)
 }
@@ -300,6 +327,7 @@ fn consumers(rig: &Rig, subjects: &[Subject], prefix: &str) -> Result<Vec<&'stat
     let what = |((state, started), subject): ((&String, &String), &Subject)| match (state.as_str(), started.as_str()) {
         // The script had it run before the stop; of such a unit that has ended, systemd forgets that it ever ran.
         ("inactive", _) if subject.life.before == Before::Up => "stopped",
+        ("activating", _) => "running",
         (_, "0") => "never started",
         ("inactive" | "failed", _) => "stopped",
         _ => "running",
@@ -320,7 +348,7 @@ fn print_table(
     subjects: &[Subject],
     killed: &ByName<Seen>,
     cut: &ByName<Seen>,
-    consumers: &ByName<String>,
+    consumers: &ByName<Dark>,
 ) -> Result<()> {
     let line = |[life, number, action, killed, cut, consumers]: [&str; 6]| {
         println!("{life:<6} | {number:>2} | {action:<58} | {killed:<38} | {cut:<38} | {consumers}");
@@ -331,7 +359,7 @@ fn print_table(
         match (killed.get(subject.name()), cut.get(subject.name())) {
             (Some(killed), Some(cut)) => {
                 ensure!(killed.action == cut.action, "{}: {} and {}", subject.name(), killed.action, cut.action);
-                let (number, consumers) = (subject.number.to_string(), &consumers[subject.name()]);
+                let (number, consumers) = (subject.number.to_string(), &consumers[subject.name()].words);
                 line([subject.life.name, &number, &killed.action, &killed.after, &cut.after, consumers]);
             }
             (None, None) => {}
