@@ -41,7 +41,7 @@ enum Before {
 
 const LIVES: [Life; 5] = [
     Life { name: "format", before: Before::Blank, counts: "step", volumes: 16, at_least: 15 },
-    Life { name: "luks", before: Before::Blank, counts: "luks", volumes: 20, at_least: 4 },
+    Life { name: "luks", before: Before::Blank, counts: "luks", volumes: 10, at_least: 8 },
     Life { name: "mkfs", before: Before::Blank, counts: "mkfs", volumes: 5, at_least: 4 },
     Life { name: "open", before: Before::Stopped, counts: "step", volumes: 13, at_least: 12 },
     Life { name: "stop", before: Before::Up, counts: "step", volumes: 6, at_least: 5 },
@@ -56,6 +56,9 @@ const SCRIPT: &str = include_str!("../../rig/crash.sh");
 /// How many volumes are worked on at the same time: emulated, all at once would run into each other's time-outs, and a
 /// volume that is up looks at every change of the mounts.
 const AT_ONCE: usize = 5;
+
+/// How many volumes one command in the guest sees to; it has a time limit.
+const AT_A_TIME: usize = 20;
 
 /// A consumer of the volume that the unit is named after. It writes without asking whether anything is mounted, and runs
 /// when that is on the disk.
@@ -207,9 +210,10 @@ fn for_each(rig: &Rig, subjects: &[Subject], verb: &str, chosen: impl Fn(&Subjec
         .map(|Subject { life, number, volume }| format!("{} {} {number}", volume.name, life.counts))
         .collect();
     let mut output = String::new();
-    for some in arguments.chunks(AT_ONCE) {
+    for some in arguments.chunks(AT_A_TIME) {
         let lines = some.join("\n");
-        let script = format!("xargs --max-procs=0 --max-args=3 bash /usr/local/bin/rig-crash {verb} <<<'{lines}'");
+        let script =
+            format!("xargs --max-procs={AT_ONCE} --max-args=3 bash /usr/local/bin/rig-crash {verb} <<<'{lines}'");
         output += &rig.vm.ok(&script)?;
     }
     println!("{verb}: {} volumes ({:.1} s)", arguments.len(), begun.elapsed().as_secs_f64());
