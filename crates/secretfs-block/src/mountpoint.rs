@@ -65,11 +65,9 @@ impl GuardError {
     }
 }
 
-/// Makes the directory `path` if it is absent, in one that is there, and sets its immutable flag (`chattr +i`, chattr(1)): not even root
-/// writes to it then, and a reboot keeps the flag. What is mounted over it has flags of its own, so the flag need not be
-/// taken away for a mount.
-///
-/// What is mounted there is left as it is.
+/// Makes the directory `path` if it is absent, in one that is there, and sets its immutable flag (`chattr +i`, chattr(1)):
+/// not even root writes to it then, and a reboot keeps the flag. What is mounted over it has flags of its own, so the flag
+/// need not be taken away for a mount; and what is mounted there already is left as it is.
 pub fn guard(path: &Path) -> Result<Outcome, GuardError> {
     let failed = |source: io::Error| match Errno::from_io_error(&source) {
         Some(Errno::NOTTY | Errno::OPNOTSUPP | Errno::NOSYS | Errno::ROFS) => {

@@ -100,7 +100,8 @@ pub fn attach(volume: &Volume) -> Result<(Attached, Event), Failure> {
     };
     let Found { members, contents, formatted_this_boot, wipe_begun, standing } = examine(volume, &device)?;
     tell_standing(volume, &standing);
-    if contents.is_luks() {
+    // Whatever a format left, something else is there now.
+    if contents != Contents::Begun {
         Claims::default().end_format(&volume.name)?;
     }
     Ok((Attached { device, members }, Event::Attached { contents, formatted_this_boot, wipe_begun }))

@@ -25,7 +25,7 @@ pub(super) fn volume(source: &Source, name: &VolumeName, value: &Spanned<DeValue
     Refused { source_path: source.path.clone(), target, consumers, auto, errors: Vec::new() }
 }
 
-/// Makes a stand-in for each volume that seems to be meant by a top-level key that is none, or is no table of volumes.
+/// Refuses each volume that seems to be meant by a top-level key that is unknown, or is `volume` and no table.
 pub(super) fn misplaced(
     source: &Source,
     key: &str,
