@@ -20,7 +20,7 @@ pub enum GuardError {
         /// The mount point.
         path: PathBuf,
     },
-    /// It is not there, and the directory that it is to be in is not either, or can't be written to.
+    /// It is not there, and the directory that it is to be in is not either.
     #[error("{} cannot be made: is the directory above it there?", path.display())]
     NoParent {
         /// The mount point.
@@ -81,8 +81,8 @@ pub fn guard(path: &Path) -> Result<Outcome, GuardError> {
     {
         // As systemd makes it (systemd.mount(5), DirectoryMode=).
         match DirBuilder::new().mode(0o755).create(path) {
-            // The sandbox lets the daemon write to the directory above, if that was there when it began.
-            Err(source) if [io::ErrorKind::NotFound, io::ErrorKind::ReadOnlyFilesystem].contains(&source.kind()) => {
+            // Not made either: the sandbox lets the daemon write to that directory if it was there when it began.
+            Err(source) if source.kind() == io::ErrorKind::NotFound => {
                 return Err(GuardError::NoParent { path: path.to_owned(), source });
             }
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
