@@ -187,8 +187,6 @@ pub fn facts(device: &DevicePath) -> Result<DeviceFacts, DeviceError> {
     let number = DeviceNumber::from_raw(file.metadata().map_err(ask)?.rdev());
     let sysfs = PathBuf::from(format!("/sys/dev/block/{number}"));
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").map_err(ask)?;
-    let mut mounts = parse_mountinfo(&mountinfo);
-    mounts.retain(|mount| mount.devno == number.to_string());
     let swaps = swaps().unwrap_or_default();
     // The kernel lets only one claim a block device: what is mounted, mapped or swapped to is claimed (open(2), O_EXCL).
     let claimed = match open(device, OFlags::EXCL) {
@@ -204,7 +202,7 @@ pub fn facts(device: &DevicePath) -> Result<DeviceFacts, DeviceError> {
         read_only: fs::read_to_string(sysfs.join("ro")).is_ok_and(|text| text.trim() == "1"),
         holders: names_in(&sysfs.join("holders"), |_| true),
         partitions: names_in(&sysfs, |entry| entry.join("partition").exists()),
-        mounts: mounts.into_iter().map(|mount| mount.mount_point).collect(),
+        mounts: mounts_of(&mountinfo, number),
         swap: swaps.iter().any(|swap| swap.devno.as_ref() == Some(&number.to_string())),
         claimed,
     })
@@ -272,10 +270,26 @@ pub(crate) fn names_in(directory: &Path, wanted: impl Fn(&Path) -> bool) -> Vec<
     names
 }
 
+/// Where the device is mounted, by the text of `/proc/self/mountinfo`.
+fn mounts_of(mountinfo: &str, number: DeviceNumber) -> Vec<String> {
+    let number = number.to_string();
+    let mounts = parse_mountinfo(mountinfo).into_iter().filter(|mount| mount.devno == number);
+    mounts.map(|mount| mount.mount_point).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::Scratch;
+
+    #[test]
+    fn mounts_are_found_by_number() {
+        let mountinfo = "22 1 254:0 / /mnt/a\\040b rw shared:1 - ext4 /dev/mapper/x rw\n\
+                         23 1 254:01 / /no rw - ext4 /dev/x rw\n\
+                         24 1 254:0 /sub /mnt/c rw - ext4 /dev/mapper/x rw\n";
+        let number = DeviceNumber { major: 254, minor: 0 };
+        assert_eq!(mounts_of(mountinfo, number), ["/mnt/a b", "/mnt/c"]);
+    }
 
     #[test]
     fn what_is_no_block_device_is_refused_by_name() {

@@ -239,7 +239,7 @@ pub fn examine(volume: &Volume, device: &DevicePath) -> Result<Found, Failure> {
     };
     let luks_uuid = if contents.is_luks() { Some(luks_uuid(device)?) } else { None };
     Ok(Found {
-        formatted_this_boot: contents.is_luks() && formatted_this_boot(volume, device)?,
+        formatted_this_boot: luks_uuid.as_deref().map_or(Ok(false), |uuid| formatted_this_boot(volume, uuid))?,
         wipe_begun: wipe_begun(volume, device, contents.is_unfinished())?,
         standing: claims.standing(volume, &members, &contents, luks_uuid.as_deref())?,
         members,
@@ -294,11 +294,11 @@ pub fn note_format(volume: &Volume, device: &DevicePath) -> Result<(), Failure> 
     fs::write(&path, luks_uuid(device)?).map_err(|error| system(&path, &error))
 }
 
-/// Whether the LUKS header on `device` was made in this boot.
-fn formatted_this_boot(volume: &Volume, device: &DevicePath) -> Result<bool, Failure> {
+/// Whether the LUKS header of this uuid was made in this boot.
+fn formatted_this_boot(volume: &Volume, luks_uuid: &str) -> Result<bool, Failure> {
     let path = boot_note(volume);
     match fs::read_to_string(&path) {
-        Ok(uuid) => Ok(uuid == luks_uuid(device)?),
+        Ok(uuid) => Ok(uuid == luks_uuid),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(system(&path, &error)),
     }

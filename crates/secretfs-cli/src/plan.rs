@@ -105,11 +105,11 @@ fn look(volume: &Volume) -> Result<(Option<DevicePath>, Findings), Failure> {
         (None, Backing::File { path, .. }) => facts::examine_file(volume, Path::new(path))?,
         (None, Backing::Device { .. } | Backing::Match { .. }) => None,
     };
-    let standing = match (&found, &volume.backing) {
-        (Some(found), _) => Some(found.standing.clone()),
-        (None, Backing::File { .. }) => Some(facts::standing_of_nothing(volume)?),
-        (None, _) if matches!(disks, Disks::Makeable(_)) => Some(facts::standing_of_nothing(volume)?),
-        (None, _) => None,
+    let makeable = matches!(volume.backing, Backing::File { .. }) || matches!(disks, Disks::Makeable(_));
+    let standing = match &found {
+        Some(found) => Some(found.standing.clone()),
+        None if makeable => Some(facts::standing_of_nothing(volume)?),
+        None => None,
     };
     let file = volume.backing.path().and_then(|path| fs::metadata(path).ok()).filter(fs::Metadata::is_file);
     let findings = Findings {

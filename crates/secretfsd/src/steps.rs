@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nix::unistd::{Group, User};
 use secretfs_block::claim::Claims;
-use secretfs_block::luks::{self, FormatOptions, LuksFacts, OpenFlags};
+use secretfs_block::luks::{self, FormatOptions, OpenFlags};
 use secretfs_block::volume::{Found, backing_device, contents, note_format};
 use secretfs_block::{
     DevicePath, Outcome, Passphrase, backing, device, filesystem, loops, mountpoint, volume as facts,
@@ -176,9 +176,11 @@ pub fn unlock(volume: &Volume, device: &DevicePath, key: &Passphrase) -> Result<
 
 /// Marks the header of a persistent volume that was ephemeral until now; headers that were made elsewhere stay as they are.
 fn keep(volume: &Volume, device: &DevicePath, mapper: &MapperName) -> Result<(), Failure> {
+    if volume.lifecycle == Lifecycle::Ephemeral {
+        return Ok(());
+    }
     let header = luks::header(device).map_err(|error| error.failure())?;
-    let is_whole = |header: LuksFacts| header.is_ours(mapper) && !header.is_interrupted(mapper);
-    if volume.lifecycle == Lifecycle::Persistent && header.is_some_and(is_whole) {
+    if header.is_some_and(|header| header.is_ours(mapper) && !header.is_interrupted(mapper)) {
         luks::mark_complete(device, mapper, volume.lifecycle).map_err(|error| error.failure())?;
     }
     Ok(())

@@ -166,6 +166,7 @@ fn a_key_in_the_table_counts_its_digits() {
 fn escapes_of_mountinfo() {
     assert_eq!(parse_mountinfo(MOUNTINFO)[2].mount_point, "/mnt/with space");
     assert_eq!(unescape("a\\134b\\"), "a\\b\\");
+    assert_eq!(unescape("a\\04"), "a\\04");
 }
 
 proptest! {
